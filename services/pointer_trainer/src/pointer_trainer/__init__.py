@@ -1,0 +1,1 @@
+"""Trains pointer selectors as jobs on Celery."""

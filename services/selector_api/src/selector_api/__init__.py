@@ -1,0 +1,1 @@
+"""Serves the chosen demonstrations of a query."""

@@ -1,0 +1,1 @@
+"""Scores ordered demonstrations with a vision-language model and the official VQA metric."""

@@ -1,0 +1,3 @@
+"""Lever-Plus: choosing in-context demonstrations for vision-language models."""
+
+__version__ = "0.1.0"
