@@ -1,0 +1,134 @@
+"""Which checkpoint an alias serves: `deployments/<alias>.json`, replaced whole, with its predecessor inside.
+
+The trainer is the only writer; the selector re-reads the file when it changes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from leverplus.data_root import DataRoot
+from leverplus.errors import Conflict, InvalidConfig, NotFound
+from leverplus.files import write_json
+
+DEFAULT_ALIAS = "production"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A promoted checkpoint. `promoted_at`: ISO 8601, UTC. `gate`: the gate's result, None where it was overridden or not run.
+
+    `predecessor`: the fields of the deployment before this one, without its own predecessor; None for the first.
+    """
+
+    alias: str
+    checkpoint_id: str
+    promoted_at: str
+    by: str
+    reason: str
+    gate: dict[str, Any] | None = None
+    predecessor: dict[str, Any] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_deployment(root: DataRoot, alias: str) -> Deployment:
+    """The deployment of `alias`; NotFound saying how to promote, InvalidConfig for a file that is none."""
+    path = root.deployment(alias)
+    if not path.is_file():
+        hint = "promote a checkpoint first: `leverplus promote <checkpoint>` or POST /checkpoints/{id}/promote at the trainer"
+        raise NotFound(what="deployment", name=alias, hint=hint)
+    return _read(path, alias)
+
+
+def list_deployments(root: DataRoot) -> list[Deployment]:
+    """Every deployment, by alias."""
+    return [_read(path, path.stem) for path in sorted((root.path / "deployments").glob("[!.]*.json"))]
+
+
+def promote(
+    root: DataRoot, alias: str, checkpoint_id: str, *, by: str, reason: str, gate: Mapping[str, Any] | None = None
+) -> Deployment:
+    """Makes `alias` serve the checkpoint and returns what was written.
+
+    NotFound for a checkpoint that is not there; InvalidConfig without a gate's result and without a reason. Promoting what
+    is already served records the new reason and keeps the predecessor, so that a roll-back still leads somewhere else.
+    """
+    if gate is None and not reason.strip():
+        raise InvalidConfig(field="reason", reason="empty; a promotion without a gate's result needs the reason for it")
+    _require_checkpoint(root, checkpoint_id)
+    with _locked(root, alias) as path:
+        current = _read(path, alias) if path.is_file() else None
+        predecessor = None
+        if current is not None:
+            predecessor = current.predecessor if current.checkpoint_id == checkpoint_id else _without_predecessor(current)
+        deployment = Deployment(alias, checkpoint_id, _now(), by, reason, dict(gate) if gate is not None else None, predecessor)
+        write_json(path, deployment.to_json())
+    return deployment
+
+
+def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
+    """Swaps the deployment with its predecessor; a second roll-back swaps them back.
+
+    NotFound without a deployment or when the predecessor's checkpoint was deleted; Conflict without a predecessor.
+    """
+    with _locked(root, alias) as path:
+        current = read_deployment(root, alias)
+        if current.predecessor is None:
+            raise Conflict(
+                f"deployment {alias!r} ({current.checkpoint_id}) has no predecessor to roll back to; promote another checkpoint"
+            )
+        earlier = Deployment(**current.predecessor)
+        _require_checkpoint(root, earlier.checkpoint_id)
+        reason = f"rolled back from {current.checkpoint_id}"
+        deployment = Deployment(alias, earlier.checkpoint_id, _now(), by, reason, earlier.gate, _without_predecessor(current))
+        write_json(path, deployment.to_json())
+    return deployment
+
+
+def _read(path: Path, alias: str) -> Deployment:
+    try:
+        deployment = Deployment(**orjson.loads(path.read_bytes()))
+    except (orjson.JSONDecodeError, TypeError) as exc:
+        raise InvalidConfig(field=str(path), reason=f"not a deployment: {exc}; promote again") from exc
+    if deployment.alias != alias:
+        raise InvalidConfig(field=str(path), reason=f"holds alias {deployment.alias!r}, expected {alias!r}; promote again")
+    return deployment
+
+
+def _require_checkpoint(root: DataRoot, checkpoint_id: str) -> None:
+    if not (root.checkpoint(checkpoint_id) / "checkpoint.json").is_file():
+        raise NotFound(what="checkpoint", name=checkpoint_id, hint=f"{root.path / 'checkpoints'} holds those that exist")
+
+
+def _without_predecessor(deployment: Deployment) -> dict[str, Any]:
+    value = deployment.to_json()
+    del value["predecessor"]
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+@contextmanager
+def _locked(root: DataRoot, alias: str) -> Generator[Path]:
+    """The alias's path, while no other process or thread promotes below this root."""
+    path = root.deployment(alias)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path.parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield path
+    finally:
+        os.close(descriptor)
