@@ -1,0 +1,193 @@
+"""Typed clients of the three services. A problem+json answer is raised as the LeverPlusError that it names."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from leverplus import errors
+from leverplus.scoring import ScoreRequest, ScoreResponse
+
+_TERMINAL = {"succeeded", "failed", "cancelled"}
+_KINDS: dict[str, type[errors.LeverPlusError]] = {
+    kind.__name__: kind
+    for kind in (
+        errors.InvalidInput,
+        errors.InvalidDataset,
+        errors.InvalidRlData,
+        errors.InvalidPointer,
+        errors.InvalidEmbeddings,
+        errors.InvalidCheckpoint,
+        errors.InvalidConfig,
+        errors.IdOutsidePool,
+        errors.NotFound,
+        errors.Conflict,
+        errors.QueueFull,
+        errors.Unavailable,
+        errors.DeadlineExceeded,
+        errors.Cancelled,
+    )
+}
+"""Errors that a service may name in a problem's `type`; FingerprintMismatch arrives as its parent, Conflict."""
+
+
+def raise_problem(response: httpx.Response) -> None:
+    """Raises what an answer of 400 or above says; returns for any other."""
+    if response.status_code < 400:
+        return
+    try:
+        document: dict[str, Any] = response.json()
+    except ValueError:
+        document = {"detail": response.text[:500] or response.reason_phrase}
+    by_status: dict[int, type[errors.LeverPlusError]] = {
+        404: errors.NotFound,
+        409: errors.Conflict,
+        422: errors.InvalidInput,
+        429: errors.QueueFull,
+    }
+    by_status |= {503: errors.Unavailable, 504: errors.DeadlineExceeded}
+    kind = _KINDS.get(str(document.get("type"))) or by_status.get(response.status_code, errors.LeverPlusError)
+    context: dict[str, Any] = document.get("context") or {}
+    if "Retry-After" in response.headers:
+        context["retry_after_s"] = response.headers["Retry-After"]
+    detail = f"{response.request.method} {response.request.url.path}: {document.get('detail')}"
+    raise kind(detail, **{name: value for name, value in context.items() if name != "detail"})
+
+
+class ServiceClient:
+    """One service at `base_url`. Connection failures are raised as Unavailable."""
+
+    service = "service"
+
+    def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+        self.base_url = base_url.rstrip("/")
+        timeout = httpx.Timeout(timeout_s, connect=5.0)
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        """A request whose failure is a LeverPlusError."""
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx.TimeoutException as exc:
+            raise errors.DeadlineExceeded(what=f"{self.service} {method} {path}", limit_s=self._http.timeout.read) from exc
+        except httpx.TransportError as exc:
+            reason = f"{type(exc).__name__} at {self.base_url}"
+            raise errors.Unavailable(
+                what=self.service, reason=reason, hint="is it running? `make up` starts all services"
+            ) from exc
+        raise_problem(response)
+        return response
+
+    def ready(self) -> None:
+        """Returns when the service is ready, raises what it says otherwise."""
+        self.request("GET", "/health/ready")
+
+
+class ScorerClient(ServiceClient):
+    service = "vqa_scorer"
+
+    def score(self, request: ScoreRequest) -> ScoreResponse:
+        response = self.request("POST", "/score", json=request.model_dump())
+        return ScoreResponse.model_validate_json(response.content)
+
+    def stats(self) -> dict[str, Any]:
+        return self.request("GET", "/stats").json()
+
+
+class TrainerClient(ServiceClient):
+    service = "pointer_trainer"
+
+    def _submit(self, path: str, body: Mapping[str, Any], idempotency_key: str | None) -> str:
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self.request("POST", path, json=dict(body), headers=headers).json()["job_id"]
+
+    def embed(self, dataset: str, *, idempotency_key: str | None = None) -> str:
+        """Starts a job; returns its id."""
+        return self._submit("/embeddings", {"dataset": dataset}, idempotency_key)
+
+    def generate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/rl-data/generate", body, idempotency_key)
+
+    def train(self, rl_data: Sequence[str], config: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/train", {"rl_data": list(rl_data), "config": dict(config)}, idempotency_key)
+
+    def evaluate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/evaluate", body, idempotency_key)
+
+    def upload_rl_data(self, path: Path, dataset: str) -> dict[str, Any]:
+        with path.open("rb") as stream:
+            headers = {"Content-Type": "application/octet-stream"}
+            return self.request("POST", "/rl-data", params={"dataset": dataset}, content=stream, headers=headers).json()
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.request("GET", f"/jobs/{job_id}").json()
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/jobs").json()["jobs"]
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self.request("DELETE", f"/jobs/{job_id}").json()
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        return self.request("POST", f"/jobs/{job_id}/resume").json()
+
+    def wait(
+        self,
+        job_id: str,
+        *,
+        limit_s: float,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+        poll_s: float = 0.3,
+    ) -> dict[str, Any]:
+        """The result of a job that succeeded; raises what made it fail, Cancelled, or DeadlineExceeded after `limit_s`."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            job = self.job(job_id)
+            if on_progress is not None and job.get("progress"):
+                on_progress(job["progress"])
+            if job["status"] in _TERMINAL:
+                return _result(job)
+            time.sleep(poll_s)
+        raise errors.DeadlineExceeded(what=f"job {job_id}", limit_s=limit_s)
+
+    def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
+        body = {"alias": alias, "by": by, "reason": reason}
+        return self.request("POST", f"/checkpoints/{checkpoint_id}/promote", json=body).json()
+
+    def rollback(self, alias: str, *, by: str) -> dict[str, Any]:
+        return self.request("POST", f"/deployments/{alias}/rollback", json={"by": by}).json()
+
+
+class SelectorClient(ServiceClient):
+    service = "selector_api"
+
+    def select(self, **parameters: Any) -> dict[str, Any]:
+        """GET /select: `query_id` or `question_id`, and optionally shots, policy, beam, dataset, checkpoint or alias."""
+        return self.request("GET", "/select", params=parameters).json()
+
+    def select_many(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self.request("POST", "/select", json=dict(body)).json()
+
+
+def _result(job: Mapping[str, Any]) -> dict[str, Any]:
+    if job["status"] == "succeeded":
+        return job["result"]
+    if job["status"] == "cancelled":
+        raise errors.Cancelled(what=f"job {job['id']}")
+    problem: Mapping[str, Any] = job.get("error") or {}
+    detail = f"job {job['id']} ({job['kind']}) failed: {problem.get('detail')}"
+    raise errors.InvalidInput(detail) if problem.get("status") == 422 else errors.LeverPlusError(detail)

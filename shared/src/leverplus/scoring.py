@@ -1,0 +1,70 @@
+"""Wire format of POST /score, shared by the scorer and its clients."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leverplus.ids import MAX_SHOTS
+
+MAX_QUERIES = 10_000
+MAX_POINTERS_PER_QUERY = 10_000
+
+ItemIdField = Annotated[int, Field(ge=0, strict=True)]
+PointerField = Annotated[list[ItemIdField], Field(max_length=MAX_SHOTS)]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScoreQuery(_Wire):
+    query_id: ItemIdField
+    pointers: Annotated[list[PointerField], Field(min_length=1, max_length=MAX_POINTERS_PER_QUERY)]
+
+
+class ScoreOptions(_Wire):
+    gt_prob: bool = False
+    info_score: bool = False
+    strict: Annotated[bool, Field(description="Refuse queries with fewer than ten annotated answers")] = False
+    flavour: Literal["official", "lever_plus"] = "official"
+
+
+class ScoreRequest(_Wire):
+    dataset: str
+    queries: Annotated[list[ScoreQuery], Field(min_length=1, max_length=MAX_QUERIES)]
+    options: ScoreOptions = ScoreOptions()
+
+
+class ScoredCandidate(_Wire):
+    """The RL JSON fields that scoring fills. `vqa_correct` and `vqa_acc_score` are null without annotated answers."""
+
+    pointer: PointerField
+    vqa_raw_generation: str
+    vqa_pred_answer: str
+    vqa_correct: int | None
+    vqa_acc_score: float | None
+    vqa_eval_mode: Literal["file", "fallback", "error"]
+
+
+class ScoredQuery(_Wire):
+    query_id: ItemIdField
+    candidates: list[ScoredCandidate]
+
+
+class ScoreStats(_Wire):
+    """Candidates of this answer by evaluation mode, and how many came from the store without a VLM call."""
+
+    file: int
+    fallback: int
+    error: int
+    cached: int
+
+
+class ScoreResponse(_Wire):
+    """Results in the order of the request. `fingerprint` has the parts dataset, generation and metric in full."""
+
+    fingerprint: dict[str, Any]
+    results: list[ScoredQuery]
+    stats: ScoreStats

@@ -1,0 +1,82 @@
+"""Opening the database, migrated to the newest schema."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, OperationalError
+
+from leverplus.errors import InvalidConfig, Unavailable
+
+_MIGRATION_LOCK = 0x6C706C7573
+"""Key of PostgreSQL's advisory lock: any number that nothing else in the database uses."""
+_BUSY_TIMEOUT_S = 30
+
+
+def open_store(url: str) -> Engine:
+    """An engine on `url` (sqlite:///… or postgresql+psycopg://…), migrated to head; several processes may start at once.
+
+    Raises InvalidConfig for an URL that names no such database, Unavailable when the database does not answer.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as exc:
+        raise InvalidConfig(field="DATABASE_URL", reason="not a database URL; write sqlite:///path or postgresql://…") from exc
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    dialect = parsed.get_backend_name()
+    if dialect not in ("sqlite", "postgresql"):
+        raise InvalidConfig(field="DATABASE_URL", reason=f"{dialect!r} is not supported; use sqlite or postgresql")
+    if dialect == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, pool_pre_ping=dialect == "postgresql")
+    if dialect == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+    try:
+        with engine.connect() as connection, _migration_lock(connection):
+            migrate(connection)
+    except OperationalError as exc:
+        engine.dispose()
+        shown = parsed.render_as_string(hide_password=True)
+        raise Unavailable(what="database", reason=f"{shown}: {exc.orig}", hint="check DATABASE_URL") from exc
+    return engine
+
+
+def migrate(connection: Connection) -> None:
+    """Runs the migrations up to head on `connection`."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_BUSY_TIMEOUT_S * 1000}", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+@contextmanager
+def _migration_lock(connection: Connection) -> Generator[None]:
+    """Only one process at a time migrates; the others wait, then find nothing to do."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+            connection.commit()
+        return
+    database = connection.engine.url.database
+    if not database or database == ":memory:":
+        yield
+        return
+    with Path(f"{database}.migration-lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,240 @@
+"""Jobs: rows that outlive every process, and leases that let one worker at a time write to a job.
+
+A lease is taken by compare-and-set on `lease_version`; the new version is the fencing token. Every write of a run names
+it, so a worker that was thought dead and comes back finds that its writes are refused (LeaseLost).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import Engine, RowMapping, and_, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from leverplus.errors import Conflict, NotFound
+from leverplus.fingerprint import canonical_json
+from leverplus.store.schema import jobs
+
+JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
+
+HEARTBEAT_LIMIT_S = 15.0
+"""A running job whose heartbeat is older than this has lost its worker."""
+MESSAGE_LIMIT_S = 30.0
+"""A queued job whose message is older than this gets another: the first may be lost, and a second is harmless."""
+
+
+class LeaseLost(Conflict):
+    title = "Lease lost"
+    template = "job {job_id}: lease {version} is no longer valid: another worker has the job, or it has ended"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as it stands. Times are seconds since 1970; `progress` is {phase, step, total, eta_s, …} or None."""
+
+    id: str
+    kind: str
+    status: JobStatus
+    config: dict[str, Any]
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    cancel_requested: bool
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+    lease_version: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    job_id: str
+    owner: str
+    version: int
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What a heartbeat tells its worker."""
+
+    cancel_requested: bool
+
+
+class JobStore:
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def create(
+        self, kind: str, config: Mapping[str, Any], *, job_id: str | None = None, idempotency_key: str | None = None
+    ) -> Job:
+        """A new queued job; the earlier one for a repeated key with the same kind and config; Conflict for another config."""
+        new_id = job_id or new_job_id()
+        values = {
+            "id": new_id,
+            "kind": kind,
+            "status": "queued",
+            "config": dict(config),
+            "idempotency_key": idempotency_key,
+            "cancel_requested": False,
+            "created_at": time.time(),
+            "lease_version": 0,
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(insert(jobs).values(values))
+        except IntegrityError:
+            earlier = self.find_by_key(idempotency_key) if idempotency_key else None
+            if earlier is None:
+                raise
+            if earlier.kind != kind or canonical_json(earlier.config) != canonical_json(dict(config)):
+                detail = f"Idempotency-Key {idempotency_key!r} was used for job {earlier.id} with other contents; use a new key"
+                raise Conflict(detail) from None
+            return earlier
+        return self.get(new_id)
+
+    def find_by_key(self, idempotency_key: str) -> Job | None:
+        with self._engine.connect() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.idempotency_key == idempotency_key)).mappings().one_or_none()
+        return None if row is None else _job(row)
+
+    def get(self, job_id: str) -> Job:
+        with self._engine.connect() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(what="job", name=job_id, hint="GET /jobs lists them")
+        return _job(row)
+
+    def list(self, *, kind: str | None = None, status: str | None = None, limit: int = 100) -> list[Job]:
+        """Newest first."""
+        statement = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
+        if kind is not None:
+            statement = statement.where(jobs.c.kind == kind)
+        if status is not None:
+            statement = statement.where(jobs.c.status == status)
+        with self._engine.connect() as connection:
+            return [_job(row) for row in connection.execute(statement).mappings()]
+
+    def claim(self, job_id: str, owner: str) -> Lease | None:
+        """The lease on a queued job or on a running one whose worker is gone; None where it is not to be had."""
+        now = time.time()
+        with self._engine.begin() as connection:
+            row = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().one_or_none()
+            if row is None:
+                return None
+            version = row["lease_version"] + 1
+            taken = connection.execute(
+                update(jobs)
+                .where(
+                    jobs.c.id == job_id,
+                    jobs.c.lease_version == row["lease_version"],
+                    or_(
+                        jobs.c.status == "queued",
+                        and_(jobs.c.status == "running", jobs.c.heartbeat_at < now - HEARTBEAT_LIMIT_S),
+                    ),
+                )
+                .values(
+                    status="running",
+                    lease_owner=owner,
+                    lease_version=version,
+                    heartbeat_at=now,
+                    started_at=row["started_at"] or now,
+                )
+            )
+        return Lease(job_id, owner, version) if taken.rowcount == 1 else None
+
+    def beat(self, lease: Lease) -> JobState:
+        """Keeps the lease alive and tells whether the job is to be cancelled; LeaseLost when it is another's."""
+        self._write(lease, heartbeat_at=time.time())
+        return JobState(cancel_requested=self.get(lease.job_id).cancel_requested)
+
+    def progress(
+        self,
+        lease: Lease,
+        phase: str,
+        step: int,
+        total: int,
+        eta_s: float | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._write(lease, progress={"phase": phase, "step": step, "total": total, "eta_s": eta_s, **(extra or {})})
+
+    def finish(
+        self,
+        lease: Lease,
+        status: Literal["succeeded", "failed", "cancelled"],
+        *,
+        result: Mapping[str, Any] | None = None,
+        error: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ends the job; `error` is a problem ({type, title, status, detail}) for a failed one."""
+        self._write(
+            lease,
+            status=status,
+            result=None if result is None else dict(result),
+            error=None if error is None else dict(error),
+            finished_at=time.time(),
+        )
+
+    def request_cancel(self, job_id: str) -> Job:
+        """A queued job is cancelled at once, a running one by its worker at its next step; an ended one stays as it is."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status == "queued")
+                .values(status="cancelled", cancel_requested=True, finished_at=time.time())
+            )
+            connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status == "running").values(cancel_requested=True))
+        return self.get(job_id)
+
+    def resume(self, job_id: str) -> Job:
+        """Queues a failed or cancelled job again; Conflict for one that is not ended, or that succeeded."""
+        with self._engine.begin() as connection:
+            changed = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.status.in_(("failed", "cancelled")))
+                .values(status="queued", cancel_requested=False, error=None, finished_at=None, enqueued_at=None)
+            )
+        job = self.get(job_id)
+        if changed.rowcount == 0:
+            raise Conflict(f"job {job_id} is {job.status}; only a failed or cancelled job can be resumed")
+        return job
+
+    def mark_enqueued(self, job_id: str) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(update(jobs).where(jobs.c.id == job_id).values(enqueued_at=time.time()))
+
+    def to_enqueue(self) -> list[Job]:
+        """Jobs that need a message: queued without a recent one, or running without a heartbeat."""
+        now = time.time()
+        no_recent_message = or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - MESSAGE_LIMIT_S)
+        orphaned = and_(
+            jobs.c.status == "running",
+            jobs.c.heartbeat_at < now - HEARTBEAT_LIMIT_S,
+            or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - HEARTBEAT_LIMIT_S),
+        )
+        statement = select(jobs).where(or_(and_(jobs.c.status == "queued", no_recent_message), orphaned))
+        with self._engine.connect() as connection:
+            return [_job(row) for row in connection.execute(statement.order_by(jobs.c.created_at)).mappings()]
+
+    def _write(self, lease: Lease, **values: Any) -> None:
+        with self._engine.begin() as connection:
+            written = connection.execute(
+                update(jobs)
+                .where(jobs.c.id == lease.job_id, jobs.c.lease_version == lease.version, jobs.c.status == "running")
+                .values(**values)
+            )
+        if written.rowcount != 1:
+            raise LeaseLost(job_id=lease.job_id, version=lease.version)
+
+
+def new_job_id() -> str:
+    return f"job-{secrets.token_hex(6)}"
+
+
+def _job(row: RowMapping) -> Job:
+    return Job(**{name: row[name] for name in Job.__dataclass_fields__})

@@ -1,0 +1,107 @@
+"""The frame of a service: probes, metrics, request ids, problem+json."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from leverplus import __version__
+from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
+
+request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+
+_ACCEPTED_ID_LENGTH = 128
+
+
+def create_service(title: str, *, ready: Callable[[], None], lifespan: Any = None) -> FastAPI:
+    """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
+
+    `ready` returns when the service can do its work and raises a LeverPlusError that says why when it cannot. Metrics
+    registered on `app.state.registry` appear under /metrics.
+    """
+    app = FastAPI(
+        title=title,
+        version=__version__,
+        lifespan=lifespan,
+        responses=PROBLEM_RESPONSES,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.registry = CollectorRegistry()
+    install_problem_handlers(app)
+    app.add_middleware(_Observed, registry=app.state.registry)
+
+    @app.get("/health/live", tags=["health"])
+    async def live() -> dict[str, str]:
+        """The process runs."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["health"])
+    def ready_probe() -> dict[str, str]:
+        """The service can do its work; 503 with the reason otherwise."""
+        ready()
+        return {"status": "ready"}
+
+    @app.get("/metrics", tags=["health"], response_class=Response)
+    def metrics() -> Response:
+        """Prometheus metrics."""
+        return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+def serve(app: FastAPI, *, host: str, port: int) -> None:
+    """Runs the application until SIGTERM or SIGINT; open requests get 10 s to end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_with_request_id)
+    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)
+
+
+def _with_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = request_id.get()
+    return True
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+class _Observed:
+    """Gives every request an id (the client's X-Request-ID, or a new one), and counts and times it by route."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        labels = ["method", "route", "status"]
+        self._requests = Counter("leverplus_http_requests", "HTTP requests", labels, registry=registry)
+        self._seconds = Histogram("leverplus_http_request_seconds", "Seconds to the response's start", registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
+        identifier = given if given.isprintable() and 0 < len(given) <= _ACCEPTED_ID_LENGTH else secrets.token_hex(8)
+        token = request_id.set(identifier)
+
+        async def observed_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode("latin-1"))]
+                route = scope.get("route")
+                path = route.path if isinstance(route, APIRoute) else "none"
+                self._requests.labels(scope["method"], path, message["status"]).inc()
+            await send(message)
+
+        try:
+            with self._seconds.time():
+                await self._app(scope, receive, observed_send)
+        finally:
+            request_id.reset(token)

@@ -1,0 +1,25 @@
+"""Settings from the environment: a frozen pydantic model whose fields name their variable as validation alias."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def read_settings(model: type[Settings], environ: Mapping[str, str]) -> Settings:
+    """The settings that `environ` describes; an empty variable counts as unset. Exits with one line a fault if it cannot be."""
+    names = {str(field.validation_alias or name) for name, field in model.model_fields.items()}
+    values = {name: environ[name] for name in names if environ.get(name)}
+    try:
+        return model.model_validate(values)
+    except ValidationError as exc:
+        for fault in exc.errors():
+            variable = ".".join(str(part) for part in fault["loc"]) or "settings"
+            given = f" (it is {values[variable]!r})" if variable in values and "URL" not in variable else ""
+            print(f"error: {variable}: {fault['msg']}{given}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(2) from None

@@ -1,0 +1,152 @@
+"""Scores are committed once and for good; a lease has one holder."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, update
+
+from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
+from leverplus.ids import ItemId
+from leverplus.store import JobStore, LeaseLost, ScoreStore, open_store
+from leverplus.store.schema import jobs, metadata
+
+
+@pytest.fixture
+def engine(tmp_path: Path):
+    engine = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def key(query: int, *pointer: int):
+    return ItemId(query), tuple(ItemId(item) for item in pointer)
+
+
+def age_heartbeat(engine: Engine, job_id: str, seconds: float) -> None:
+    with engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(heartbeat_at=jobs.c.heartbeat_at - seconds))
+
+
+def test_migrations_give_the_tables_of_the_schema(engine: Engine):
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_opening_again_or_at_once_is_harmless(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    failures: list[BaseException] = []
+
+    def open_it() -> None:
+        try:
+            open_store(url).dispose()
+        except BaseException as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=open_it) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_database_url_faults_are_named(tmp_path: Path):
+    with pytest.raises(InvalidConfig, match="not a database URL"):
+        open_store("nonsense")
+    with pytest.raises(InvalidConfig, match="mysql"):
+        open_store("mysql://somewhere/db")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Unavailable, match="database"):
+        open_store(f"sqlite:///{tmp_path / 'folder'}")
+
+
+def test_scores_come_back_by_ordered_pointer(engine: Engine):
+    store = ScoreStore(engine)
+    store.commit("d", "g", {key(3, 1, 2): "red", key(3, 2, 1): "blue", key(3): ""})
+    wanted = [key(3, 1, 2), key(3, 2, 1), key(3), key(3, 1), key(4, 1, 2)]
+    assert store.committed("d", "g", wanted) == {key(3, 1, 2): "red", key(3, 2, 1): "blue", key(3): ""}
+    assert store.committed("d", "other", wanted) == {}
+    assert store.count() == 3
+
+
+def test_the_first_committed_text_stays(engine: Engine):
+    store = ScoreStore(engine)
+    store.commit("d", "g", {key(1, 2): "first"})
+    store.commit("d", "g", {key(1, 2): "second", key(1, 3): "new"})
+    assert store.committed("d", "g", [key(1, 2), key(1, 3)]) == {key(1, 2): "first", key(1, 3): "new"}
+
+
+def test_many_keys_are_looked_up_in_parts(engine: Engine):
+    store = ScoreStore(engine)
+    rows = {key(query, 7): str(query) for query in range(1_000)}
+    store.commit("d", "g", rows)
+    assert store.committed("d", "g", list(rows)) == rows
+
+
+def test_a_job_has_one_lease_at_a_time(engine: Engine):
+    store = JobStore(engine)
+    job = store.create("train", {"seed": 1})
+    first = store.claim(job.id, "one")
+    assert first is not None
+    assert first.version == 1
+    assert store.claim(job.id, "two") is None
+    age_heartbeat(engine, job.id, 20)
+    second = store.claim(job.id, "two")
+    assert second is not None
+    assert second.version == 2
+    for write in (lambda: store.beat(first), lambda: store.progress(first, "rce", 1, 5), lambda: store.finish(first, "failed")):
+        with pytest.raises(LeaseLost):
+            write()
+    store.progress(second, "rce", 2, 5, 1.5, {"loss": 0.3})
+    store.finish(second, "succeeded", result={"checkpoint": "c"})
+    done = store.get(job.id)
+    assert (done.status, done.result) == ("succeeded", {"checkpoint": "c"})
+    assert done.progress == {"phase": "rce", "step": 2, "total": 5, "eta_s": 1.5, "loss": 0.3}
+    assert store.claim(job.id, "three") is None
+
+
+def test_idempotency_key_gives_the_same_job_or_conflict(engine: Engine):
+    store = JobStore(engine)
+    job = store.create("train", {"a": 1, "b": 2}, idempotency_key="k")
+    assert store.create("train", {"b": 2, "a": 1}, idempotency_key="k").id == job.id
+    with pytest.raises(Conflict, match="Idempotency-Key"):
+        store.create("train", {"a": 2}, idempotency_key="k")
+    assert len(store.list()) == 1
+
+
+def test_cancel_ends_a_queued_job_and_asks_a_running_one(engine: Engine):
+    store = JobStore(engine)
+    queued, running = store.create("train", {}), store.create("train", {})
+    lease = store.claim(running.id, "w")
+    assert lease is not None
+    assert store.request_cancel(queued.id).status == "cancelled"
+    assert store.request_cancel(running.id).status == "running"
+    assert store.beat(lease).cancel_requested
+    store.finish(lease, "cancelled")
+    assert store.resume(running.id).status == "queued"
+    with pytest.raises(Conflict, match="only a failed or cancelled"):
+        store.resume(running.id)
+
+
+def test_what_needs_a_message(engine: Engine):
+    store = JobStore(engine)
+    job = store.create("train", {})
+    assert [found.id for found in store.to_enqueue()] == [job.id]
+    store.mark_enqueued(job.id)
+    assert store.to_enqueue() == []
+    assert store.claim(job.id, "w") is not None
+    age_heartbeat(engine, job.id, 20)
+    assert store.to_enqueue() == []
+    with engine.begin() as connection:
+        connection.execute(update(jobs).values(enqueued_at=jobs.c.enqueued_at - 60))
+    assert [found.id for found in store.to_enqueue()] == [job.id]
+
+
+def test_unknown_job_is_not_found(engine: Engine):
+    with pytest.raises(NotFound, match="job-0"):
+        JobStore(engine).get("job-0")
