@@ -22,11 +22,11 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _ACCEPTED_ID_LENGTH = 128
 
 
-def create_service(title: str, *, ready: Callable[[], None], lifespan: Any = None) -> FastAPI:
+def create_service(title: str, *, ready: Callable[[], str | None], lifespan: Any = None) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
 
-    `ready` returns when the service can do its work and raises a LeverPlusError that says why when it cannot. Metrics
-    registered on `app.state.registry` appear under /metrics.
+    `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
+    LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics.
     """
     app = FastAPI(
         title=title,
@@ -47,8 +47,8 @@ def create_service(title: str, *, ready: Callable[[], None], lifespan: Any = Non
     @app.get("/health/ready", tags=["health"])
     def ready_probe() -> dict[str, str]:
         """The service can do its work; 503 with the reason otherwise."""
-        ready()
-        return {"status": "ready"}
+        warning = ready()
+        return {"status": "ready"} if warning is None else {"status": "ready", "warning": warning}
 
     @app.get("/metrics", tags=["health"], response_class=Response)
     def metrics() -> Response:
