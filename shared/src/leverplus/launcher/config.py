@@ -1,0 +1,101 @@
+"""What the launcher is told, as values."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from leverplus.errors import Conflict
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports of the three services."""
+
+    scorer: int = 8001
+    trainer: int = 8002
+    selector: int = 8003
+
+    @classmethod
+    def free(cls, host: str = "127.0.0.1") -> Ports:
+        """Three ports that nothing listens on now."""
+        return cls(*free_ports(3, host))
+
+    def require_free(self, host: str) -> None:
+        """Conflict naming the first taken port and the option that changes it."""
+        for name, port in (("scorer", self.scorer), ("trainer", self.trainer), ("selector", self.selector)):
+            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((host, port))
+                except OSError as exc:
+                    raise Conflict(
+                        f"port {port} on {host} cannot be used ({exc.strerror}); choose another with --{name}-port "
+                        f"or LEVERPLUS_{name.upper()}_PORT",
+                        port=port,
+                    ) from exc
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """`count` different ports that nothing listens on now."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """One data folder and the processes that serve it.
+
+    `redis_url` None starts an embedded Valkey that the launcher owns. `database_url` None is SQLite in the data folder.
+    `variables` are further environment variables for every process. Times in seconds.
+    """
+
+    data: Path
+    vlm: Path
+    ports: Ports = field(default_factory=Ports)
+    host: str = "127.0.0.1"
+    redis_url: str | None = None
+    database_url: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+    ready_limit_s: float = 120.0
+    stop_limit_s: float = 10.0
+
+    def url(self, port: int) -> str:
+        """Where a service is reached from this machine; one that listens everywhere is asked on the loopback."""
+        return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '') else self.host}:{port}"
+
+    def environment(self, redis_url: str) -> dict[str, str]:
+        """The variables that the services' settings read."""
+        chosen = {
+            "LEVERPLUS_DATA": str(self.data.resolve()),
+            "LEVERPLUS_VLM": str(self.vlm.resolve()),
+            "LEVERPLUS_DEVICE": self.device,
+            "LEVERPLUS_DTYPE": self.dtype,
+            "LEVERPLUS_THREADS": str(self.threads),
+            "LEVERPLUS_HOST": self.host,
+            "LEVERPLUS_SCORER_PORT": str(self.ports.scorer),
+            "LEVERPLUS_TRAINER_PORT": str(self.ports.trainer),
+            "LEVERPLUS_SELECTOR_PORT": str(self.ports.selector),
+            "LEVERPLUS_SCORER_URL": self.url(self.ports.scorer),
+            "LEVERPLUS_TRAINER_URL": self.url(self.ports.trainer),
+            "LEVERPLUS_SELECTOR_URL": self.url(self.ports.selector),
+            "REDIS_URL": redis_url,
+            "PYTHONUNBUFFERED": "1",
+            # A model is a local folder here; without this, transformers may ask a hub about it.
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        if self.database_url is not None:
+            chosen["DATABASE_URL"] = self.database_url
+        return {**chosen, **self.variables}

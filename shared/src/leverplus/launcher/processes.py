@@ -1,0 +1,207 @@
+"""The whole stack of one data folder: broker, scorer, trainer, worker, selector."""
+
+from __future__ import annotations
+
+import http.client
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from leverplus.errors import DeadlineExceeded, InvalidConfig, Unavailable
+from leverplus.files import write_json
+from leverplus.launcher.child import Child
+from leverplus.launcher.config import StackConfig
+from leverplus.launcher.ownership import OwnerLock
+from leverplus.launcher.process_table import group_members, has_variable, start_time, stop_group
+from leverplus.launcher.valkey import EmbeddedValkey, require_broker
+
+# Module, and the probe that says it can be used. The selector is ready only once something is promoted.
+_SERVICES = (
+    ("vqa_scorer", "scorer", "/health/ready"),
+    ("pointer_trainer", "trainer", "/health/ready"),
+    ("pointer_trainer.worker", None, None),
+    ("selector_api", "selector", "/health/live"),
+)
+
+Report = Callable[[str], None]
+
+
+class Stack:
+    """Running processes. `with Stack.start(config) as stack:` stops them all at its end, last started first."""
+
+    def __init__(self, config: StackConfig, redis_url: str) -> None:
+        self.config = config
+        self.redis_url = redis_url
+        self.scorer_url = config.url(config.ports.scorer)
+        self.trainer_url = config.url(config.ports.trainer)
+        self.selector_url = config.url(config.ports.selector)
+        self._children: list[Child] = []
+        self._end = ExitStack()
+
+    @classmethod
+    def start(cls, config: StackConfig, *, report: Report | None = None) -> Self:
+        """Starts what `config` says and returns when scorer and trainer are ready; `report` is told each step.
+
+        Raises Conflict (folder owned, port taken), Unavailable (broker), ProcessEnded (with its last log lines) or
+        DeadlineExceeded; whatever had been started is stopped then.
+        """
+        tell = report or (lambda _line: None)
+        _require_model(config.vlm)
+        config.data.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as end:
+            lock = OwnerLock(config.data / "launcher.lock")
+            end.callback(lock.release)
+            for name in stop_orphans(config.data):
+                tell(f"stopped {name}, which an earlier launcher had left behind")
+            config.ports.require_free(config.host)
+            if config.redis_url is not None:
+                require_broker(config.redis_url)
+                tell("broker: REDIS_URL")
+                stack = cls(config, config.redis_url)
+            else:
+                broker = end.enter_context(EmbeddedValkey(config.data / "valkey", log=_log(config, "valkey")))
+                tell(f"broker: embedded Valkey on port {broker.port}")
+                stack = cls(config, broker.url)
+                stack._children.append(broker.child)
+            end.callback(_process_file(config.data).unlink, missing_ok=True)
+            for module, _, _ in _SERVICES:
+                end.callback(stack._start_service(module).stop, limit_s=config.stop_limit_s)
+            stack._wait_until_ready(tell)
+            stack._end = end.pop_all()
+        return stack
+
+    def stop(self) -> None:
+        """Stops every process in reverse order, then gives the folder free; a second call does nothing."""
+        self._end.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        """In the order in which they were started."""
+        return tuple(self._children)
+
+    def require_running(self) -> None:
+        """ProcessEnded, with the last log lines, if any process has ended."""
+        for child in self._children:
+            child.require_running()
+
+    def _start_service(self, module: str) -> Child:
+        child = Child(
+            module,
+            # -P: a folder of the working directory must not pass for a package (`datasets`).
+            [sys.executable, "-P", "-m", module],
+            log=_log(self.config, module),
+            environment=self.config.environment(self.redis_url),
+        )
+        self._children.append(child)
+        write_json(
+            _process_file(self.config.data),
+            [{"name": each.name, "pid": each.pid, "started": each.started} for each in self._children if each.name != "valkey"],
+        )
+        return child
+
+    def _wait_until_ready(self, tell: Report) -> None:
+        deadline = time.monotonic() + self.config.ready_limit_s
+        for module, service, path in _SERVICES:
+            if service is None or path is None:
+                continue
+            port: int = getattr(self.config.ports, service)
+            said: str | None = None
+            while True:
+                self.require_running()
+                status, said = _probe(self.config, port, path, said)
+                if status == 200:
+                    break
+                if time.monotonic() > deadline:
+                    limit = f"{self.config.ready_limit_s:.0f}"
+                    raise DeadlineExceeded(
+                        f"{module} was not ready within {limit} s"
+                        + (f": {said}" if said else f"; see {_log(self.config, module)}")
+                    )
+                time.sleep(0.1)
+            tell(f"{module} on {self.config.url(port)}")
+
+
+@contextmanager
+def child_logs(stack: Stack) -> Generator[None]:
+    """Adds the log of a process that has ended to whatever error the block raises because of it."""
+    try:
+        yield
+    except Unavailable:
+        # A client saw a broken connection; a dead process is the better account of it.
+        stack.require_running()
+        raise
+
+
+def stop_orphans(data: Path) -> list[str]:
+    """Stops the services that a killed launcher left in `data`; their names. The caller holds the folder's lock.
+
+    A pid may have been given to another program since: a group is stopped only if its leader started when the file
+    says, or, the leader being gone, member by member where the environment names this data folder.
+    """
+    path = _process_file(data)
+    if not path.is_file():
+        return []
+    try:
+        listed: list[dict[str, Any]] = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as exc:
+        raise InvalidConfig(
+            field=str(path), reason="not readable; stop the services of this folder by hand and delete it"
+        ) from exc
+    mark = f"LEVERPLUS_DATA={data.resolve()}"
+    stopped: list[str] = []
+    for entry in reversed(listed):
+        group, now = int(entry["pid"]), start_time(int(entry["pid"]))
+        ours = now == entry["started"] if now is not None else any(has_variable(pid, mark) for pid in group_members(group))
+        if ours and group_members(group):
+            stop_group(group, limit_s=5.0)
+            stopped.append(str(entry["name"]))
+    path.unlink()
+    return stopped
+
+
+def _probe(config: StackConfig, port: int, path: str, said: str | None) -> tuple[int | None, str | None]:
+    """Status of a health probe, None while nothing listens, and the last reason given for not being ready.
+
+    http.client knows no proxies: a machine's HTTP_PROXY must not stand between the launcher and its children.
+    """
+    connection = http.client.HTTPConnection(config.url(port).removeprefix("http://"), timeout=5.0)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read()
+    except (OSError, http.client.HTTPException):
+        return None, said
+    finally:
+        connection.close()
+    try:
+        problem = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return answer.status, said
+    return answer.status, problem.get("detail", said) if isinstance(problem, dict) else said
+
+
+def _require_model(vlm: Path) -> None:
+    if not (vlm / "config.json").is_file():
+        raise InvalidConfig(
+            field="vlm", reason=f"{vlm} is no model directory (it has no config.json); name one with --vlm or LEVERPLUS_VLM"
+        )
+
+
+def _log(config: StackConfig, name: str) -> Path:
+    return config.data / "logs" / f"{name}.log"
+
+
+def _process_file(data: Path) -> Path:
+    return data / "processes.json"

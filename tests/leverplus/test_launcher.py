@@ -1,0 +1,221 @@
+"""The embedded broker and its ownership, on the real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+import redis
+
+from leverplus.errors import Conflict, InvalidConfig, Unavailable
+from leverplus.launcher import EmbeddedValkey, OwnerLock, Ports, Stack, StackConfig
+from leverplus.launcher.child import Child, ProcessEnded
+from leverplus.launcher.process_table import command_line, group_members
+from leverplus.launcher.processes import stop_orphans
+from leverplus.launcher.valkey import require_broker, server_program, stop_orphan, without_password
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from leverplus.launcher import EmbeddedValkey, StoppedBySignal, stop_on_signals
+try:
+    with stop_on_signals(), EmbeddedValkey(Path(sys.argv[1])) as valkey:
+        print(valkey.port, valkey.child.pid, flush=True)
+        time.sleep(60)
+except StoppedBySignal as exc:
+    sys.exit(exc.exit_code)
+"""
+
+
+def eventually(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture
+def owner(tmp_path: Path) -> Generator[tuple[subprocess.Popen[str], int, int]]:
+    """A launcher in another process: itself, its broker's port, its broker's pid."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        port, pid = map(int, process.stdout.readline().split())
+        yield process, port, pid
+        process.kill()
+
+
+def ping(url: str) -> bool:
+    with redis.Redis.from_url(url, socket_timeout=5) as connection:
+        return bool(connection.ping())
+
+
+def test_broker_answers_keeps_its_queue_and_leaves_nothing(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as valkey:
+        assert ping(valkey.url)
+        require_broker(valkey.url)
+        with redis.Redis.from_url(valkey.url) as connection:
+            connection.rpush("celery", "job-1")
+        pid = valkey.child.pid
+    assert command_line(pid) is None
+    assert not (tmp_path / "valkey.pid").exists()
+    with EmbeddedValkey(tmp_path) as valkey, redis.Redis.from_url(valkey.url) as connection:
+        assert connection.lrange("celery", 0, -1) == [b"job-1"]
+
+
+def test_folder_name_with_a_space(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path / "a folder") as valkey:
+        assert ping(valkey.url)
+
+
+def test_second_owner_is_refused_and_named(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path) as valkey:
+        with pytest.raises(Conflict, match=f"another launcher \\(pid {os.getpid()}\\)"):
+            EmbeddedValkey(tmp_path)
+        assert ping(valkey.url)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_leave_no_broker(owner: tuple[subprocess.Popen[str], int, int], number: signal.Signals) -> None:
+    process, _, pid = owner
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
+    assert command_line(pid) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_broker_dies_with_a_killed_owner(owner: tuple[subprocess.Popen[str], int, int], tmp_path: Path) -> None:
+    process, _, pid = owner
+    process.kill()
+    process.wait(10)
+    assert eventually(lambda: command_line(pid) is None)
+    with EmbeddedValkey(tmp_path) as valkey:  # the lock is free although nobody released it
+        assert ping(valkey.url)
+
+
+def test_orphan_is_stopped_by_the_next_owner(tmp_path: Path) -> None:
+    with EmbeddedValkey(tmp_path):
+        pass
+    # As a killed owner leaves it where the kernel cannot be asked to stop it.
+    orphan = subprocess.Popen(
+        [str(server_program()), str(tmp_path / "valkey.conf")], stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    assert eventually(lambda: (tmp_path / "valkey.pid").exists())
+    assert eventually((tmp_path / "valkey.pid").read_text().strip().isdigit)
+    with EmbeddedValkey(tmp_path) as valkey:
+        assert orphan.wait(5) == 0
+        assert valkey.child.pid != orphan.pid
+        assert ping(valkey.url)
+
+
+def test_pid_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "valkey.pid").write_text(f"{os.getpid()}\n")
+    assert stop_orphan(tmp_path) is None
+    assert not (tmp_path / "valkey.pid").exists()
+
+
+def test_lock_is_free_after_release(tmp_path: Path) -> None:
+    first = OwnerLock(tmp_path / "lock")
+    with pytest.raises(Conflict):
+        OwnerLock(tmp_path / "lock")
+    first.release()
+    first.release()
+    OwnerLock(tmp_path / "lock").release()
+
+
+def test_child_that_ends_shows_its_last_lines(tmp_path: Path) -> None:
+    child = Child("talker", [sys.executable, "-c", "print('first'); print('last words'); exit(3)"], log=tmp_path / "talker.log")
+    assert eventually(lambda: child.exit_code() is not None)
+    with pytest.raises(ProcessEnded, match="talker ended with exit code 3") as caught:
+        child.require_running()
+    assert caught.value.context["tail"] == ["first", "last words"]
+    child.stop(limit_s=1.0)
+
+
+def test_child_is_stopped_with_its_own_children_even_when_it_refuses(tmp_path: Path) -> None:
+    program = (
+        "import signal, subprocess, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "subprocess.Popen(['sleep', '60']); print('up', flush=True); time.sleep(60)"
+    )
+    child = Child("stubborn", [sys.executable, "-c", program], log=tmp_path / "log")
+    assert eventually(lambda: child.tail() == ["up"])
+    child.stop(limit_s=0.1)
+    assert child.exit_code() == -signal.SIGKILL
+    assert group_members(child.pid) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_left_over_services_are_stopped_by_start_time_and_by_environment(tmp_path: Path) -> None:
+    import orjson
+
+    leader = Child("vqa_scorer", ["sleep", "60"], log=tmp_path / "a.log")
+    stranger = Child("selector_api", ["sleep", "60"], log=tmp_path / "b.log")
+    listed = [
+        {"name": "vqa_scorer", "pid": leader.pid, "started": leader.started},
+        {"name": "selector_api", "pid": stranger.pid, "started": "1"},
+    ]
+    (tmp_path / "processes.json").write_bytes(orjson.dumps(listed))
+    assert stop_orphans(tmp_path) == ["vqa_scorer"]
+    assert eventually(lambda: leader.exit_code() is not None)
+    assert stranger.exit_code() is None
+    stranger.stop(limit_s=5.0)
+
+
+def test_taken_port_names_itself_and_the_option(tmp_path: Path) -> None:
+    (tmp_path / "vlm").mkdir()
+    (tmp_path / "vlm" / "config.json").write_text("{}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = StackConfig(data=tmp_path / "data", vlm=tmp_path / "vlm", ports=Ports(*_free(1), port, *_free(1)))
+        with pytest.raises(Conflict, match=f"port {port} .* --trainer-port"):
+            Stack.start(config)
+    OwnerLock(tmp_path / "data" / "launcher.lock").release()
+
+
+def _free(count: int) -> list[int]:
+    from leverplus.launcher.config import free_ports
+
+    return free_ports(count)
+
+
+def test_free_ports_differ() -> None:
+    ports = Ports.free()
+    assert len({ports.scorer, ports.trainer, ports.selector}) == 3
+
+
+def test_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidConfig, match=r"no model directory .* --vlm"):
+        Stack.start(StackConfig(data=tmp_path, vlm=tmp_path / "nothing", ports=Ports.free()))
+
+
+def test_broker_that_is_away_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    url = f"redis://user:secret@127.0.0.1:{_free(1)[0]}/0"
+    with pytest.raises(Unavailable, match=r"REDIS_URL=redis://…@.*unset it") as caught:
+        Stack.start(StackConfig(data=tmp_path / "data", vlm=tmp_path, ports=Ports.free(), redis_url=url))
+    assert "secret" not in str(caught.value)
+    assert without_password("redis://localhost:6379/0") == "redis://localhost:6379/0"
+
+
+def test_environment_of_the_services(tmp_path: Path) -> None:
+    config = StackConfig(
+        data=tmp_path, vlm=tmp_path / "vlm", ports=Ports(1, 2, 3), host="0.0.0.0", variables={"LEVERPLUS_PROMPT": "x"}
+    )
+    environment = config.environment("redis://broker")
+    assert environment["LEVERPLUS_SCORER_URL"] == "http://127.0.0.1:1"
+    assert environment["LEVERPLUS_HOST"] == "0.0.0.0"
+    assert environment["REDIS_URL"] == "redis://broker"
+    assert environment["LEVERPLUS_PROMPT"] == "x"
+    assert "DATABASE_URL" not in environment
