@@ -10,7 +10,9 @@
     ├── QueueFull               429  with Retry-After
     ├── Unavailable             503  something that is needed is away: broker, database, weights, a service
     ├── DeadlineExceeded        504
-    └── Cancelled               499  the job or request was cancelled
+    ├── Cancelled               499  the job or request was cancelled
+    ├── GenerationFailed        500  the VLM failed on a batch of prompts; nothing of it was stored
+    └── TrainingDiverged        500  the loss or its gradient is no longer finite
 
 Every class has a message template; an error is raised with the values that fill it, and those values travel in
 the problem+json answer. A message names the thing, both values where two disagree, and the way out.
@@ -132,3 +134,17 @@ class Cancelled(LeverPlusError):
     status = 499
     title = "Cancelled"
     template = "{what} was cancelled"
+
+
+class GenerationFailed(LeverPlusError):
+    status = 500
+    title = "Generation failed"
+    template = "the VLM failed on a batch of {prompts} prompts: {reason}; nothing of it was stored"
+
+
+class TrainingDiverged(LeverPlusError):
+    title = "Training diverged"
+    template = (
+        "loss {loss}, gradient norm {grad_norm} in epoch {epoch}, step {step}; lower the learning rate (now {lr:g}), and look for "
+        "extreme rewards and embeddings"
+    )

@@ -1,0 +1,3 @@
+from vqa_scorer.main import main
+
+main()

@@ -1,0 +1,64 @@
+"""The scorer's application: settings and an engine in, FastAPI out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from leverplus.prompts import template
+from leverplus.store import ScoreStore, open_store
+from leverplus.web import create_service
+from vqa_scorer.engines import Engine
+from vqa_scorer.planning import OpenDatasets
+from vqa_scorer.routes import create_router
+from vqa_scorer.service import ScoringService
+from vqa_scorer.settings import ScorerSettings
+
+
+def create_app(
+    settings: ScorerSettings, engine: Engine | None = None, *, load_failed: Callable[[str], None] | None = None
+) -> FastAPI:
+    """The application; the engine is the transformers one on `settings.vlm` unless another is given.
+
+    Weights and database are opened in the background when the application starts: /health/ready is 503 until then, and
+    says why if that failed; `load_failed` is then called with the reason, from the engine's thread.
+    """
+    service = ScoringService(
+        engine or _transformers_engine(settings),
+        OpenDatasets(settings.data_root),
+        lambda: ScoreStore(open_store(settings.store_url)),
+        batch_size=settings.batch_size,
+        queue_size=settings.queue_size,
+        deadline_s=settings.deadline_s,
+        load_failed=load_failed,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        service.worker.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(service.worker.close)
+
+    app = create_service("Lever-Plus VQA scorer", ready=service.worker.require_ready, lifespan=lifespan)
+    app.state.registry.register(service.metrics)
+    app.include_router(create_router(service))
+    return app
+
+
+def _transformers_engine(settings: ScorerSettings) -> Engine:
+    from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+
+    return TransformersEngine(
+        settings.vlm,
+        template=template(settings.prompt),
+        arguments=GenerationArguments(settings.max_new_tokens, settings.num_beams, settings.length_penalty),
+        device=settings.device,
+        dtype=settings.dtype,
+        batch_size=settings.batch_size,
+        threads=settings.threads,
+    )

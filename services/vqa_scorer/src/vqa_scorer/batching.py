@@ -1,0 +1,251 @@
+"""One thread that owns the engine, and the bounded queue in front of it.
+
+The thread takes whatever waits, at most a batch, without a timer: a lone request is not held up, and under load batches
+fill by themselves. A key that is asked for while it waits or is being worked on joins that work. Every accepted ticket is
+answered: with texts, with the batch's error, or with Unavailable when the service stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Generic, Literal, TypeVar
+
+from leverplus.errors import GenerationFailed, LeverPlusError, QueueFull, Unavailable
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+P = TypeVar("P")
+State = Literal["loading", "ready", "failed", "closed"]
+
+_WINDOW_BATCHES = 8
+"""How many batches' worth of the oldest work is looked through for prompts of similar length."""
+_LONGEST_RETRY_AFTER_S = 60
+
+
+class Ticket(Generic[K]):
+    """What one request waits for. Made by `BatchWorker.submit`; belongs to the event loop that was running there."""
+
+    def __init__(self, keys: set[K]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[dict[K, str]] = self._loop.create_future()
+        self._texts: dict[K, str] = {}
+        self.keys = frozenset(keys)
+        if not keys:
+            self._future.set_result({})
+
+    async def texts(self) -> dict[K, str]:
+        """Key -> text, once all are there; raises the error of the first batch that failed."""
+        return await self._future
+
+    def deliver(self, outcome: Mapping[K, str] | Exception) -> None:
+        """Called from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._receive, outcome)
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+    def _receive(self, outcome: Mapping[K, str] | Exception) -> None:
+        if self._future.done():
+            return
+        if isinstance(outcome, Exception):
+            self._future.set_exception(outcome)
+            return
+        self._texts.update(outcome)
+        if len(self._texts) == len(self.keys):
+            self._future.set_result(self._texts)
+
+
+@dataclass(eq=False)
+class _Work(Generic[K, P]):
+    key: K
+    prompt: P
+    tickets: list[Ticket[K]] = field(default_factory=list["Ticket[K]"])
+    taken: bool = False
+
+
+class BatchWorker(Generic[K, P]):
+    """Runs `load`, then `process` on batches, in one thread.
+
+    `process` gets key -> prompt (at most `batch_size`) and returns key -> text for all of them, or raises. `capacity` is
+    the number of keys that may wait. `length` is a rough measure by which prompts of a batch are chosen alike; the oldest
+    is always among them. `load_failed` is called with the reason when `load` raised.
+    """
+
+    def __init__(
+        self,
+        process: Callable[[Mapping[K, P]], Mapping[K, str]],
+        *,
+        load: Callable[[], None],
+        batch_size: int,
+        capacity: int,
+        length: Callable[[P], int],
+        load_failed: Callable[[str], None] | None = None,
+    ) -> None:
+        self._process = process
+        self._load = load
+        self._batch_size = batch_size
+        self._capacity = capacity
+        self._length = length
+        self._load_failed = load_failed
+        self._state: State = "loading"
+        self._reason = ""
+        self._changed = threading.Condition()
+        self._known: dict[K, _Work[K, P]] = {}
+        self._waiting: OrderedDict[K, _Work[K, P]] = OrderedDict()
+        self._seconds_per_key = 0.0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Keys that no batch has taken yet."""
+        return len(self._waiting)
+
+    @property
+    def in_progress(self) -> int:
+        with self._changed:
+            return len(self._known) - len(self._waiting)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def require_ready(self) -> None:
+        """Unavailable with the reason while `load` runs, after it failed, and after `close`."""
+        if self._state == "loading":
+            raise Unavailable(what="the VLM", reason="its weights are being loaded", hint="try again in a few seconds")
+        if self._state == "failed":
+            raise Unavailable(what="the VLM", reason=self._reason, hint="mend LEVERPLUS_VLM and start again")
+        if self._state == "closed":
+            raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
+
+    def submit(self, prompts: Mapping[K, P]) -> Ticket[K]:
+        """Enqueues all of `prompts` or, with QueueFull, none. Keys that are on their way already take no place."""
+        with self._changed:
+            self.require_ready()
+            new = [key for key in prompts if key not in self._known]
+            if len(self._waiting) + len(new) > self._capacity:
+                raise self._full(len(new))
+            ticket: Ticket[K] = Ticket(set(prompts))
+            for key in new:
+                self._known[key] = self._waiting[key] = _Work(key, prompts[key])
+            for key in prompts:
+                self._known[key].tickets.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def abandon(self, ticket: Ticket[K]) -> None:
+        """Drops a ticket; what only it waited for leaves the queue, unless a batch has taken it. Harmless when answered."""
+        ticket.cancel()
+        with self._changed:
+            for key in ticket.keys:
+                work = self._known.get(key)
+                if work is None or ticket not in work.tickets:
+                    continue
+                work.tickets.remove(ticket)
+                if not work.tickets and not work.taken:
+                    del self._known[key], self._waiting[key]
+
+    def close(self, *, limit_s: float = 30.0) -> None:
+        """Answers what waits with Unavailable and lets the batch that runs end, for at most `limit_s`."""
+        with self._changed:
+            if self._state != "failed":
+                self._state = "closed"
+            dropped = list(self._waiting.values())
+            self._waiting.clear()
+            for work in dropped:
+                del self._known[work.key]
+            self._changed.notify_all()
+        self._answer(dropped, Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back"))
+        if self._thread.is_alive():
+            self._thread.join(limit_s)
+
+    def _run(self) -> None:
+        try:
+            self._load()
+        except LeverPlusError as exc:
+            self._fail(_one_line(exc))
+            return
+        except Exception as exc:
+            logger.exception("loading the VLM failed")
+            self._fail(_one_line(exc))
+            return
+        with self._changed:
+            if self._state == "loading":
+                self._state = "ready"
+        while batch := self._take():
+            self._work_on(batch)
+
+    def _fail(self, reason: str) -> None:
+        with self._changed:
+            self._state, self._reason = "failed", reason
+        if self._load_failed is not None:
+            self._load_failed(reason)
+
+    def _take(self) -> list[_Work[K, P]]:
+        """The next batch; empty when closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._state != "ready")
+            if self._state != "ready":
+                return []
+            window = list(islice(self._waiting.values(), self._batch_size * _WINDOW_BATCHES))
+            oldest = self._length(window[0].prompt)
+            window.sort(key=lambda work: abs(self._length(work.prompt) - oldest))
+            batch = window[: self._batch_size]
+            for work in batch:
+                del self._waiting[work.key]
+                work.taken = True
+            return batch
+
+    def _work_on(self, batch: list[_Work[K, P]]) -> None:
+        started = time.perf_counter()
+        try:
+            outcome = self._process({work.key: work.prompt for work in batch})
+            missing = [work.key for work in batch if work.key not in outcome]
+            if missing:
+                raise GenerationFailed(prompts=len(batch), reason=f"{len(missing)} of them got no text")
+        except LeverPlusError as exc:
+            logger.warning("a batch of %d failed: %s", len(batch), exc)
+            outcome = exc
+        except Exception as exc:
+            logger.exception("a batch of %d failed", len(batch))
+            outcome = GenerationFailed(prompts=len(batch), reason=_one_line(exc))
+            outcome.__cause__ = exc
+        self._seconds_per_key = (time.perf_counter() - started) / len(batch)
+        with self._changed:
+            for work in batch:
+                del self._known[work.key]
+        self._answer(batch, outcome)
+
+    def _answer(self, batch: list[_Work[K, P]], outcome: Mapping[K, str] | Exception) -> None:
+        keys: dict[Ticket[K], list[K]] = {}
+        for work in batch:
+            for ticket in work.tickets:
+                keys.setdefault(ticket, []).append(work.key)
+        for ticket, own in keys.items():
+            ticket.deliver(outcome if isinstance(outcome, Exception) else {key: outcome[key] for key in own})
+
+    def _full(self, new: int) -> QueueFull:
+        wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
+        values = {"what": "the scoring queue", "size": len(self._waiting), "limit": self._capacity, "retry_after_s": wait}
+        if new > self._capacity:
+            detail = f"the request has {new} pointers to score, the queue holds {self._capacity}: send fewer at a time"
+            return QueueFull(detail, pending=new, **values)
+        return QueueFull(pending=new, **values)
+
+
+def _one_line(exc: Exception) -> str:
+    text = " ".join(str(exc).split())
+    return text if isinstance(exc, LeverPlusError) else f"{type(exc).__name__}: {text}"

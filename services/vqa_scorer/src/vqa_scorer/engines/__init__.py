@@ -1,0 +1,33 @@
+"""Engines: what answers a prompt. This package needs neither a web framework nor a queue, so it runs on a bare GPU host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from leverplus.prompts import Shot
+
+
+@dataclass(frozen=True)
+class ScoringPrompt:
+    """A query behind its demonstrations, in prompt order; the last demonstration stands next to the query."""
+
+    demonstrations: tuple[Shot, ...]
+    query: Shot
+
+
+class Engine(Protocol):
+    """A VLM. All three methods are called from one thread; `load` comes first."""
+
+    def load(self) -> None:
+        """Makes the engine ready to generate; raises if it cannot be."""
+        ...
+
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+        """The raw text of each prompt, in the order of `prompts`; raises if one of them cannot be answered."""
+        ...
+
+    def generation_fingerprint(self) -> dict[str, Any]:
+        """All that decides the text besides the prompt's items: the `generation` part of a fingerprint."""
+        ...

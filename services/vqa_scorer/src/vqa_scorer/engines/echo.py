@@ -1,0 +1,53 @@
+"""A deterministic engine without a model, for tests and for trying the service."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from threading import Event
+from typing import Any
+
+from vqa_scorer.engines import ScoringPrompt
+
+
+class EchoEngine:
+    """Answers what the last demonstration answers; without demonstrations, `zero_shot`.
+
+    `delay_s` is waited in every batch; `gate`, if given, must be set before a batch goes on (at most 30 s); `failure` and
+    `load_failure` are raised. `batches` records what was asked.
+    """
+
+    def __init__(
+        self,
+        *,
+        zero_shot: str = "yes",
+        delay_s: float = 0.0,
+        gate: Event | None = None,
+        failure: Exception | None = None,
+        load_failure: Exception | None = None,
+    ) -> None:
+        self.zero_shot = zero_shot
+        self.delay_s = delay_s
+        self.gate = gate
+        self.failure = failure
+        self.load_failure = load_failure
+        self.started = Event()
+        self.batches: list[list[ScoringPrompt]] = []
+
+    def load(self) -> None:
+        if self.load_failure is not None:
+            raise self.load_failure
+
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+        self.batches.append(list(prompts))
+        self.started.set()
+        if self.gate is not None and not self.gate.wait(timeout=30):
+            raise TimeoutError("the gate was not opened within 30 s")
+        if self.delay_s:
+            time.sleep(self.delay_s)
+        if self.failure is not None:
+            raise self.failure
+        return [str(prompt.demonstrations[-1].answer) if prompt.demonstrations else self.zero_shot for prompt in prompts]
+
+    def generation_fingerprint(self) -> dict[str, Any]:
+        return {"vlm": {"model_type": "echo", "weights_sha256": None}, "arguments": {"zero_shot": self.zero_shot}}

@@ -1,0 +1,243 @@
+"""The VLM in a transformers model directory: the same code for a small one on a CPU and Qwen2.5-VL-3B on a GPU."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
+from leverplus.prompts import SHORT_ANSWER, PromptTemplate
+from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.images import ImageCache, read_image
+from vqa_scorer.engines.processor import load_processor
+
+Device = Literal["auto", "cpu", "cuda"]
+DtypeName = Literal["auto", "float32", "bfloat16"]
+
+MODEL_TYPES = ("qwen2_5_vl",)
+"""Model types whose image placeholders this engine knows how to write."""
+
+_DESCRIBING_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Files beside the weights that decide what the model reads. generation_config.json does not: see `_generation_config`."""
+
+
+@dataclass(frozen=True)
+class GenerationArguments:
+    """How an answer is decoded. `num_beams` 1 is greedy; `length_penalty` counts with more beams only."""
+
+    max_new_tokens: int = 5
+    num_beams: int = 1
+    length_penalty: float = 0.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        values = asdict(self)
+        return values if self.num_beams > 1 else {**values, "length_penalty": None}
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    values: Tensor  # [patches, patch values] float32
+    grid: Tensor  # [1, 3]: frames, patch rows, patch columns
+    tokens: int  # places in the prompt
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    token_ids: list[int]
+    images: tuple[_Pixels, ...]
+
+
+class TransformersEngine:
+    """Generates with `AutoModelForImageTextToText`, in batches of at most `batch_size` prompts of similar length.
+
+    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the
+    preprocessed images that are kept.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        template: PromptTemplate = SHORT_ANSWER,
+        arguments: GenerationArguments | None = None,
+        device: Device = "auto",
+        dtype: DtypeName = "auto",
+        batch_size: int = 32,
+        threads: int = 1,
+        image_cache_bytes: int = 256 * 2**20,
+    ) -> None:
+        self._model_dir = model_dir
+        self._template = template
+        self._arguments = arguments or GenerationArguments()
+        self._device: Device = device
+        self._dtype: DtypeName = dtype
+        self._batch_size = batch_size
+        self._threads = threads
+        self._images = ImageCache(self._preprocess, size=_byte_count, limit=image_cache_bytes)
+        self._fingerprint: dict[str, Any] = {}
+        self._model: Any = None
+        self._processor: Any = None
+
+    def load(self) -> None:
+        """Reads configuration, weights and processor.
+
+        NotFound without a model directory, InvalidCheckpoint for a foreign or incomplete one, InvalidConfig for a device
+        that is not there.
+        """
+        directory = self._model_dir
+        if not (directory / "config.json").is_file():
+            raise NotFound(what="VLM directory", name=str(directory), hint="LEVERPLUS_VLM names one with a config.json")
+        weights = sorted(directory.glob("*.safetensors"))
+        if not weights:
+            raise InvalidCheckpoint(path=directory, reason="no *.safetensors file; other weight formats are not read")
+        torch.set_num_threads(self._threads)
+        device = _choose_device(self._device)
+        dtype = _choose_dtype(self._dtype, device)
+        try:
+            config, model = _read_model(directory, dtype)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
+            raise InvalidCheckpoint(path=directory, reason=f"not readable: {exc}") from exc
+        self._processor = load_processor(directory)
+        self._model = model.to(device).eval()
+        self._model.generation_config = self._generation_config()
+        self._fingerprint = {
+            "vlm": {
+                "model_type": config.model_type,
+                "weights_sha256": _sha256(weights),
+                "processor": type(self._processor.image_processor).__name__,
+                "description_sha256": _sha256([path for name in _DESCRIBING_FILES if (path := directory / name).is_file()]),
+            },
+            "prompt": self._template.fingerprint(),
+            "arguments": self._arguments.fingerprint(),
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+
+    def generation_fingerprint(self) -> dict[str, Any]:
+        assert self._fingerprint, "load() comes first"
+        return dict(self._fingerprint)
+
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+        """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
+        encoded = [self._encode(prompt) for prompt in prompts]
+        by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index].token_ids), reverse=True)
+        texts = [""] * len(encoded)
+        for start in range(0, len(by_length), self._batch_size):
+            chosen = by_length[start : start + self._batch_size]
+            for index, text in zip(chosen, self._generate_batch([encoded[index] for index in chosen]), strict=True):
+                texts[index] = text
+        return texts
+
+    def _encode(self, prompt: ScoringPrompt) -> _Encoded:
+        images = tuple(self._images.get(shot.image) for shot in (*prompt.demonstrations, prompt.query))
+        messages = self._template.messages(prompt.demonstrations, prompt.query)
+        text: str = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        placeholder: str = self._processor.image_token
+        parts = text.split(placeholder)
+        if len(parts) != len(images) + 1:
+            raise InvalidInput(f"a question or answer holds the image placeholder {placeholder}: {prompt.query.question!r}")
+        expanded = "".join(part + placeholder * image.tokens for part, image in zip(parts, images, strict=False)) + parts[-1]
+        return _Encoded(self._processor.tokenizer(expanded, add_special_tokens=False)["input_ids"], images)
+
+    def _preprocess(self, path: Path) -> _Pixels:
+        processor = self._processor.image_processor
+        features = processor(images=[read_image(path)], return_tensors="pt")
+        grid: Tensor = features["image_grid_thw"]
+        return _Pixels(features["pixel_values"], grid, int(grid.prod()) // processor.merge_size**2)
+
+    @torch.inference_mode()
+    def _generate_batch(self, batch: Sequence[_Encoded]) -> list[str]:
+        """One forward pass over prompts padded on the left, so that every answer begins in the same column."""
+        width = max(len(encoded.token_ids) for encoded in batch)
+        ids = torch.full((len(batch), width), self._model.generation_config.pad_token_id, dtype=torch.long)
+        attention = torch.zeros_like(ids)
+        for row, encoded in enumerate(batch):
+            ids[row, width - len(encoded.token_ids) :] = torch.tensor(encoded.token_ids)
+            attention[row, width - len(encoded.token_ids) :] = 1
+        images = [image for encoded in batch for image in encoded.images]
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "mm_token_type_ids": (ids == self._model.config.image_token_id).to(torch.int32),
+            "pixel_values": torch.cat([image.values for image in images]),
+            "image_grid_thw": torch.cat([image.grid for image in images]),
+        }
+        device = self._model.device
+        written = self._model.generate(**{name: value.to(device) for name, value in inputs.items()})
+        return self._processor.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+
+    def _generation_config(self) -> GenerationConfig:
+        """Ours alone: a model directory may ask for sampling or a repetition penalty, which no fingerprint would show."""
+        tokenizer, stored = self._processor.tokenizer, self._model.generation_config
+        end = stored.eos_token_id if stored.eos_token_id is not None else tokenizer.eos_token_id
+        beams = {"length_penalty": self._arguments.length_penalty} if self._arguments.num_beams > 1 else {}
+        return GenerationConfig(
+            max_new_tokens=self._arguments.max_new_tokens,
+            num_beams=self._arguments.num_beams,
+            do_sample=False,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            **beams,
+        )
+
+
+def _read_model(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Configuration and model; transformers fills weights that are missing with noise, here they are refused."""
+    config = AutoConfig.from_pretrained(directory, local_files_only=True)
+    if config.model_type not in MODEL_TYPES:
+        supported = ", ".join(MODEL_TYPES)
+        raise InvalidCheckpoint(path=directory, reason=f"model_type is {config.model_type!r}, supported: {supported}")
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        directory, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
+    )
+    model, report = loaded
+    for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report.get(trouble) or ())):
+            shown = ", ".join(names[:5])
+            raise InvalidCheckpoint(path=directory, reason=f"{len(names)} {trouble.replace('_', ' ')}: {shown}")
+    return config, model
+
+
+def _choose_device(wanted: Device) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise InvalidConfig(field="device", reason="'cuda' was asked for and torch sees no GPU; use 'cpu' or 'auto'")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _choose_dtype(wanted: DtypeName, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def _byte_count(image: _Pixels) -> int:
+    return image.values.numel() * image.values.element_size()
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    """Hex digest over the files' bytes, one after the other: of a single file, what sha256sum prints."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(2**20):
+                total.update(block)
+    return total.hexdigest()

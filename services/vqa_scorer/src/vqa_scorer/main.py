@@ -1,0 +1,34 @@
+"""Starts the scorer from the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from leverplus.errors import LeverPlusError
+from leverplus.web import read_settings, serve
+from vqa_scorer.app import create_app
+from vqa_scorer.settings import ScorerSettings
+
+
+def main() -> None:
+    """Serves until stopped; exits with 1 and one line when the VLM cannot be loaded."""
+    settings = read_settings(ScorerSettings, os.environ)
+    reasons: list[str] = []
+
+    def load_failed(reason: str) -> None:
+        reasons.append(reason)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        app = create_app(settings, load_failed=load_failed)
+    except LeverPlusError as exc:
+        sys.exit(f"error: {exc}")
+    try:
+        serve(app, host=settings.host, port=settings.port)
+    except KeyboardInterrupt:
+        if not reasons:
+            raise
+    if reasons:
+        sys.exit(f"error: the VLM in {settings.vlm} cannot be loaded: {reasons[0]}")

@@ -1,0 +1,138 @@
+"""From a request to prompts: every fault is found here, before anything is enqueued."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.errors import InvalidInput, NotFound
+from leverplus.fingerprint import digest
+from leverplus.ids import ItemId, Pointer, check_pointer
+from leverplus.prompts import Shot
+from leverplus.scoring import ScoreOptions, ScoreRequest
+from leverplus.store import ScoreKey
+from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.images import FileVersion, file_version, read_image
+
+_ANNOTATORS = 10
+_OPEN_DATASETS = 4
+_REMEMBERED_IMAGES = 200_000
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    dataset: Dataset
+    digest: str
+
+
+class OpenDatasets:
+    """Datasets below the data root, opened on demand and again when their dataset.json changed. For several threads."""
+
+    def __init__(self, root: DataRoot) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, int], OpenDataset] = OrderedDict()
+
+    def get(self, name: str) -> OpenDataset:
+        """NotFound for a name without a folder, InvalidDataset for a broken one."""
+        folder = self._root.dataset(name)
+        try:
+            key = (name, (folder / "dataset.json").stat().st_mtime_ns)
+        except FileNotFoundError:
+            raise NotFound(
+                what="dataset", name=name, hint=f"{folder} has no dataset.json; `leverplus import` makes one"
+            ) from None
+        with self._lock:
+            if key not in self._open:
+                dataset = Dataset.open(folder)
+                self._open[key] = OpenDataset(dataset, digest(dataset.fingerprint()))
+                while len(self._open) > _OPEN_DATASETS:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return self._open[key]
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """A request that passed every check which needs no image: `queries` in its order, pointers checked."""
+
+    opened: OpenDataset
+    options: ScoreOptions
+    queries: tuple[tuple[ItemId, tuple[Pointer, ...]], ...]
+
+    def keys(self) -> list[ScoreKey]:
+        """Distinct keys in order."""
+        return list(dict.fromkeys((query_id, pointer) for query_id, pointers in self.queries for pointer in pointers))
+
+
+def plan_request(request: ScoreRequest, datasets: OpenDatasets) -> ScorePlan:
+    """Checks ids, pointers, answers of demonstrations, and options."""
+    options = request.options
+    for option in ("gt_prob", "info_score"):
+        if getattr(options, option):
+            raise InvalidInput(f"options.{option} is not supported by this version; leave it out", option=option)
+    opened = datasets.get(request.dataset)
+    dataset = opened.dataset
+    queries: list[tuple[ItemId, tuple[Pointer, ...]]] = []
+    for query in request.queries:
+        item = dataset.item(query.query_id)
+        if options.strict and len(item.answers) < _ANNOTATORS:
+            raise InvalidInput(
+                f"query {item.item_id} has {len(item.answers)} answers, strict scoring needs {_ANNOTATORS}; "
+                "leave options.strict out to score it with the fallback",
+                query_id=item.item_id,
+            )
+        pointers = tuple(check_pointer(pointer, query_id=query.query_id, item_count=len(dataset)) for pointer in query.pointers)
+        queries.append((item.item_id, pointers))
+    for item_id in dict.fromkeys(shot for _, pointers in queries for pointer in pointers for shot in pointer):
+        if dataset.item(item_id).answer is None:
+            raise InvalidInput(f"item {item_id} has no answer, so it cannot be a demonstration", item_id=item_id)
+    return ScorePlan(opened, options, tuple(queries))
+
+
+class ReadableImages:
+    """Remembers which image files were decoded without a fault, so that each is checked once. For several threads."""
+
+    def __init__(self) -> None:
+        self._seen: OrderedDict[FileVersion, None] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def check(self, paths: Iterable[Path]) -> None:
+        """InvalidInput naming the first file that is no readable image."""
+        for path in paths:
+            version = file_version(path)
+            with self._lock:
+                if version in self._seen:
+                    continue
+            read_image(path)
+            with self._lock:
+                self._seen[version] = None
+                while len(self._seen) > _REMEMBERED_IMAGES:
+                    self._seen.popitem(last=False)
+
+
+def build_prompts(plan: ScorePlan, keys: Iterable[ScoreKey], images: ReadableImages) -> dict[ScoreKey, ScoringPrompt]:
+    """A prompt for each key; NotFound or InvalidInput naming an item without an image or with one that cannot be read."""
+    shots: dict[ItemId, Shot] = {}
+
+    def shot(item_id: ItemId) -> Shot:
+        if item_id not in shots:
+            item = plan.opened.dataset.item(item_id)
+            shots[item_id] = Shot(plan.opened.dataset.image_path(item_id), item.question, item.answer)
+        return shots[item_id]
+
+    def query_shot(item_id: ItemId) -> Shot:
+        solved = shot(item_id)
+        return Shot(solved.image, solved.question)
+
+    prompts = {
+        (query_id, pointer): ScoringPrompt(tuple(shot(item_id) for item_id in pointer), query_shot(query_id))
+        for query_id, pointer in keys
+    }
+    images.check(dict.fromkeys(value.image for value in shots.values()))
+    return prompts

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import asynccontextmanager
+from threading import Event
+
+import pytest
+
+from leverplus.errors import GenerationFailed, QueueFull, Unavailable
+from vqa_scorer.batching import BatchWorker
+
+
+class Recorder:
+    """Upper-cases keys; records batches; waits for `gate` in each; raises what `failures` hold for a key."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.taken = Event()
+        self.gate = Event()
+        self.failures: dict[str, Exception] = {}
+
+    def __call__(self, batch: Mapping[str, int]) -> dict[str, str]:
+        self.batches.append(list(batch))
+        self.taken.set()
+        assert self.gate.wait(10)
+        for key in batch:
+            if key in self.failures:
+                raise self.failures[key]
+        return {key: key.upper() for key in batch}
+
+
+@asynccontextmanager
+async def started(
+    recorder: Recorder, *, batch_size: int = 4, capacity: int = 4, load: Callable[[], None] = lambda: None
+) -> AsyncGenerator[BatchWorker[str, int]]:
+    worker: BatchWorker[str, int] = BatchWorker(
+        recorder, load=load, batch_size=batch_size, capacity=capacity, length=lambda length: length
+    )
+    worker.start()
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    worker.require_ready()
+                    break
+                except Unavailable as exc:
+                    if "being loaded" not in str(exc):
+                        break
+                    await asyncio.sleep(0.001)
+            yield worker
+    finally:
+        recorder.gate.set()
+        await asyncio.to_thread(worker.close)
+
+
+async def occupy(worker: BatchWorker[str, int], recorder: Recorder) -> asyncio.Task[dict[str, str]]:
+    """Puts the engine to work on the key `first` and returns when it has been taken."""
+    ticket = worker.submit({"first": 0})
+    assert await asyncio.to_thread(recorder.taken.wait, 10)
+    return asyncio.ensure_future(ticket.texts())
+
+
+def test_requests_that_wait_share_a_batch_and_a_lone_one_is_not_held_up() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder) as worker:
+            first = await occupy(worker, recorder)
+            one, two = worker.submit({"a": 0, "b": 0}), worker.submit({"c": 0})
+            recorder.gate.set()
+            assert await first == {"first": "FIRST"}
+            assert await one.texts() == {"a": "A", "b": "B"}
+            assert await two.texts() == {"c": "C"}
+        assert recorder.batches == [["first"], ["a", "b", "c"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_refuses_the_whole_request() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder, capacity=3) as worker:
+            await occupy(worker, recorder)
+            worker.submit({"a": 0, "b": 0})
+            with pytest.raises(QueueFull) as caught:
+                worker.submit({"c": 0, "d": 0})
+            assert caught.value.context["retry_after_s"] >= 1
+            assert (caught.value.context["size"], caught.value.context["limit"]) == (2, 3)
+            assert worker.waiting == 2
+            with pytest.raises(QueueFull, match="send fewer at a time"):
+                worker.submit(dict.fromkeys("efgh", 0))
+            worker.submit({"a": 0, "b": 0, "first": 0, "c": 0})  # only c needs a place
+            assert worker.waiting == 3
+
+    asyncio.run(scenario())
+
+
+def test_identical_keys_on_their_way_are_worked_on_once() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder) as worker:
+            first = await occupy(worker, recorder)
+            again, waiting, joined = worker.submit({"first": 0}), worker.submit({"a": 0}), worker.submit({"a": 0})
+            worker.abandon(waiting)
+            recorder.gate.set()
+            assert await first == await again.texts() == {"first": "FIRST"}
+            assert await joined.texts() == {"a": "A"}
+        assert recorder.batches == [["first"], ["a"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_batch_answers_all_in_it_and_the_next_one_runs() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        recorder.failures["b"] = RuntimeError("out of memory")
+        async with started(recorder) as worker:
+            await occupy(worker, recorder)
+            one, two = worker.submit({"a": 0}), worker.submit({"b": 0})
+            recorder.gate.set()
+            for ticket in (one, two):
+                with pytest.raises(GenerationFailed, match="2 prompts: RuntimeError: out of memory"):
+                    await ticket.texts()
+            assert await worker.submit({"a": 0}).texts() == {"a": "A"}
+
+    asyncio.run(scenario())
+
+
+def test_an_abandoned_ticket_frees_its_places_and_is_not_worked_on() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder, capacity=2) as worker:
+            first = await occupy(worker, recorder)
+            ticket = worker.submit({"a": 0, "b": 0})
+            worker.abandon(ticket)
+            assert worker.waiting == 0
+            kept = worker.submit({"c": 0, "d": 0})
+            recorder.gate.set()
+            await first
+            assert await kept.texts() == {"c": "C", "d": "D"}
+        assert recorder.batches == [["first"], ["c", "d"]]
+
+    asyncio.run(scenario())
+
+
+def test_a_batch_holds_the_oldest_and_those_most_like_it() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder, batch_size=3, capacity=8) as worker:
+            await occupy(worker, recorder)
+            ticket = worker.submit({"a2": 2, "b0": 0, "c2": 2, "d0": 0, "e1": 1})
+            recorder.gate.set()
+            assert len(await ticket.texts()) == 5
+        assert recorder.batches == [["first"], ["a2", "c2", "e1"], ["b0", "d0"]]
+
+    asyncio.run(scenario())
+
+
+def test_stopping_answers_what_waits() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        async with started(recorder) as worker:
+            first = await occupy(worker, recorder)
+            waiting = worker.submit({"a": 0})
+            closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
+            with pytest.raises(Unavailable, match="stopping"):
+                await waiting.texts()
+            recorder.gate.set()
+            await closing
+            assert await first == {"first": "FIRST"}
+            with pytest.raises(Unavailable, match="stopping"):
+                worker.submit({"b": 0})
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_load_refuses_with_the_reason() -> None:
+    def load() -> None:
+        raise ValueError("weights are\nbroken")
+
+    async def scenario() -> None:
+        async with started(Recorder(), load=load) as worker:
+            with pytest.raises(Unavailable, match="ValueError: weights are broken"):
+                worker.submit({"a": 0})
+
+    asyncio.run(scenario())
+
+
+def test_nothing_to_do_is_answered_at_once() -> None:
+    async def scenario() -> None:
+        async with started(Recorder()) as worker:
+            assert await worker.submit({}).texts() == {}
+
+    asyncio.run(scenario())
