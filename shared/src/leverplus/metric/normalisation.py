@@ -22,7 +22,7 @@ _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS_DELETED_AT_MOST = int(re.UNICODE)  # 32: the flag stands where the number of substitutions is expected
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBER_WORDS)} | {"none": "0"}
 _ARTICLES = frozenset({"a", "an", "the"})
 
@@ -36,13 +36,13 @@ _CONTRACTIONS = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 
 
-def _spellings(contractions: list[str]) -> dict[str, str]:
+def _spellings(contractions: str) -> dict[str, str]:
     table = {
         word[:place] + word[place + 1 :]: word
-        for word in contractions
+        for word in contractions.split()
         for place, character in enumerate(word)
         if character == "'"
     }

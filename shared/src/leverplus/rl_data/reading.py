@@ -1,0 +1,259 @@
+"""Reads RL JSON in the dialects that exist, into records that have been checked.
+
+Two dialects of the reference: `pointer` holds item ids; or, where `pointer_global` stands beside it, positions in
+`candidate_pool_ids`, and the ids are in `pointer_global`. `pointer_pos` may add the positions to the first. The mode
+"vqaEval" is "file". What is stated twice must agree.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+from leverplus.dataset import Dataset
+from leverplus.errors import Conflict
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.rl_data.records import (
+    CANDIDATE_FIELDS,
+    SCORE_FIELDS,
+    Candidate,
+    EvalMode,
+    PoolSource,
+    QueryRecord,
+    RlData,
+    merge_duplicates,
+)
+from leverplus.rl_data.sources import META, Source, open_source
+from leverplus.rl_data.validation import (
+    MODES,
+    Place,
+    check_demonstrations,
+    check_ids,
+    check_record,
+    check_values,
+    conflict_in,
+    describe,
+    refuse_file,
+)
+
+_log = logging.getLogger(__name__)
+
+_ITEM_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+_ENTRY_FIELDS = {"query_id", "query", "candidate_pool_ids", "pool_source", "pointer_candidates", META}
+_ROW_FIELDS = {*CANDIDATE_FIELDS, "pointer_global", "pointer_pos", "eval_failed", "eval_split_used"}
+_RESERVED_META = ("format", "version", "fingerprint")
+
+
+@dataclass
+class Notes:
+    """What reading a file came across that its records do not show."""
+
+    rows: int = 0
+    merged_rows: int = 0
+    scores_of_errors_dropped: int = 0
+    ignored_fields: Counter[str] = field(default_factory=Counter[str])
+
+
+def read(path: Path | str, dataset: Dataset | None = None) -> RlData:
+    """The whole file, every record checked; with `dataset`, ids and the dataset fingerprint are checked against it.
+
+    Raises NotFound, FingerprintMismatch, InvalidRlData and IdOutsidePool; the last two name the file, and query and field
+    where one is at fault. Rows of one ordered pointer are merged; scores of rows whose mode is "error" become None. Logs a
+    warning where modes are unknown.
+    """
+    source = open_source(Path(path))
+    records = list(_records(source, dataset, Notes()))
+    unknown = sum(candidate.vqa_eval_mode == "unknown" for record in records for candidate in record.candidates)
+    if unknown:
+        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", path, unknown)
+    return RlData(file_meta(source), file_fingerprint(source), records)
+
+
+def iter_records(path: Path | str, dataset: Dataset | None = None) -> Iterator[QueryRecord]:
+    """The records one at a time, checked as in `read`. NDJSON is streamed; a JSON file is parsed whole first.
+
+    An error in a later query is raised when that query is reached.
+    """
+    return _records(open_source(Path(path)), dataset, Notes())
+
+
+def read_with_notes(source: Source, notes: Notes) -> Iterator[QueryRecord]:
+    """`iter_records` on an opened file, telling `notes` what was merged, dropped and ignored."""
+    return _records(source, None, notes)
+
+
+def file_fingerprint(source: Source) -> Fingerprint:
+    """The fingerprint in the file's `_meta`; its parts are None where the file does not say."""
+    return Fingerprint.from_json(source.meta.get("fingerprint"))
+
+
+def file_meta(source: Source) -> dict[str, Any]:
+    """The rest of `_meta`."""
+    return {key: value for key, value in source.meta.items() if key not in _RESERVED_META}
+
+
+def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
+    stated = file_fingerprint(source)
+    if dataset is not None and stated.dataset is not None:
+        Fingerprint(dataset=dataset.fingerprint()).require_same(stated, subject=str(source.path), parts=("dataset",))
+    entries = source.entries()
+    if (first := next(entries, None)) is None:
+        raise refuse_file(source.path, "holds no queries")
+    shared_pool = None if first[1].get("candidate_pool_ids") is not None else _pool_from_pointers(source)
+    seen: set[ItemId] = set()
+    for key, entry in chain([first], entries):
+        record = _record(Place(source.path, key), entry, shared_pool, notes)
+        if record.query_id in seen:
+            raise Place(source.path, key).refuse("query_id", "this query stands in the file twice")
+        seen.add(record.query_id)
+        check_record(record, source.path, dataset)
+        yield record
+
+
+def _pool_from_pointers(source: Source) -> tuple[ItemId, ...]:
+    """The ids of all pointers in ascending order: the pool of a file that names none."""
+    ids: set[ItemId] = set()
+    for key, entry in source.entries():
+        place = Place(source.path, key)
+        for index, row in enumerate(_rows(place, entry)):
+            ids.update(_item_ids(place, f"pointer_candidates[{index}]", row))
+    return tuple(sorted(ids))
+
+
+def _record(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, ...] | None, notes: Notes) -> QueryRecord:
+    if not _ITEM_ID.fullmatch(place.query):
+        raise place.refuse("query_id", f"is {describe(place.query)}, expected an item id in decimal digits")
+    query_id = check_ids(place, "query_id", [int(place.query)])[0]
+    rows = _rows(place, entry)
+    query = _query(place, entry)
+    pool, pool_source = _pool(place, entry, shared_pool)
+    candidates = [_candidate(place, index, row, query_id, pool, pool_source, notes) for index, row in enumerate(rows)]
+    try:
+        merged = merge_duplicates(candidates)
+    except Conflict as exc:
+        raise conflict_in(place, exc) from exc
+    notes.rows += len(rows)
+    notes.merged_rows += len(rows) - len(merged)
+    notes.ignored_fields.update(name for name in entry if name not in _ENTRY_FIELDS)
+    return QueryRecord(query_id, query, pool, merged, pool_source)
+
+
+def _rows(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if "id_list" in entry and "score_list" in entry:
+        raise place.refuse(
+            "id_list",
+            "this is a legacy InfoScore file (id_list and score_list), which is not read; "
+            "score its pointers anew to get a file with pointer_candidates",
+        )
+    rows = entry.get("pointer_candidates")
+    if not isinstance(rows, list):
+        found = describe(rows) if "pointer_candidates" in entry else "missing"
+        raise place.refuse("pointer_candidates", f"is {found}, expected a list of scored pointers")
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise place.refuse(f"pointer_candidates[{index}]", f"is {describe(row)}, expected an object")
+    return cast("list[dict[str, Any]]", rows)
+
+
+def _query(place: Place, entry: Mapping[str, Any]) -> dict[str, Any]:
+    query = entry.get("query") or {}
+    if not isinstance(query, dict):
+        raise place.refuse("query", f"is {describe(query)}, expected an object")
+    query = cast("dict[str, Any]", query)
+    stated = query.get("query_id")
+    if stated is not None and str(stated) != place.query:
+        raise place.refuse("query.query_id", f"is {describe(stated)}, but the entry is that of query {place.query}")
+    return query
+
+
+def _pool(
+    place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, ...] | None
+) -> tuple[tuple[ItemId, ...], PoolSource]:
+    stated = entry.get("candidate_pool_ids")
+    if shared_pool is None:
+        if stated is None:
+            raise place.refuse("candidate_pool_ids", "is missing, while the first query of the file has it")
+        source = entry.get("pool_source", "file")
+        if source not in ("file", "from_pointers"):
+            raise place.refuse("pool_source", f"is {describe(source)}, expected 'file' or 'from_pointers'")
+        return check_ids(place, "candidate_pool_ids", stated), source
+    if stated is not None:
+        raise place.refuse("candidate_pool_ids", "is stated here, but missing in the first query of the file")
+    return shared_pool, "from_pointers"
+
+
+def _candidate(
+    place: Place,
+    index: int,
+    row: Mapping[str, Any],
+    query_id: ItemId,
+    pool: tuple[ItemId, ...],
+    pool_source: PoolSource,
+    notes: Notes,
+) -> Candidate:
+    prefix = f"pointer_candidates[{index}]"
+    pointer = _item_ids(place, prefix, row)
+    check_demonstrations(place, f"{prefix}.pointer", pointer, query_id, max((query_id, *pointer)) + 1)
+    if pool_source == "file":
+        _check_positions(place, prefix, row, pointer, pool)
+    values = {name: row[name] for name in CANDIDATE_FIELDS if name in row and name not in ("pointer", "vqa_eval_mode")}
+    if values.get("count", 0) is None:
+        del values["count"]
+    check_values(place, prefix, values)
+    notes.ignored_fields.update(f"pointer_candidates[].{name}" for name in row if name not in _ROW_FIELDS)
+    values.setdefault("gen_method", None)
+    candidate = Candidate(pointer, **values, vqa_eval_mode=_mode(place, prefix, row))
+    if candidate.vqa_eval_mode == "error" and any(getattr(candidate, name) is not None for name in SCORE_FIELDS):
+        # The reference writes zeros where its metric failed; a failure says nothing about the answer.
+        notes.scores_of_errors_dropped += 1
+        candidate = replace(candidate, **dict.fromkeys(SCORE_FIELDS))
+    return candidate
+
+
+def _mode(place: Place, prefix: str, row: Mapping[str, Any]) -> EvalMode:
+    mode = row.get("vqa_eval_mode")
+    failed = row.get("eval_failed") or False
+    if not isinstance(failed, bool):
+        raise place.refuse(f"{prefix}.eval_failed", f"is {describe(failed)}, expected true, false or null")
+    if mode is None:
+        return "error" if failed else "unknown"
+    if mode == "vqaEval":
+        return "file"
+    if mode not in MODES:
+        raise place.refuse(f"{prefix}.vqa_eval_mode", f"is {describe(mode)}, expected file, vqaEval, fallback, error or null")
+    return mode
+
+
+def _item_ids(place: Place, prefix: str, row: Mapping[str, Any]) -> tuple[ItemId, ...]:
+    name = "pointer_global" if row.get("pointer_global") is not None else "pointer"
+    if name not in row:
+        raise place.refuse(f"{prefix}.pointer", "is missing, expected a list of item ids")
+    return check_ids(place, f"{prefix}.{name}", row[name])
+
+
+def _check_positions(
+    place: Place, prefix: str, row: Mapping[str, Any], pointer: tuple[ItemId, ...], pool: tuple[ItemId, ...]
+) -> None:
+    """Positions that the row states beside its item ids must lead to the same items."""
+    stated = {"pointer_pos": row.get("pointer_pos")}
+    if row.get("pointer_global") is not None:
+        stated["pointer"] = row.get("pointer")
+    for name, positions in stated.items():
+        if positions is None:
+            continue
+        positions = check_ids(place, f"{prefix}.{name}", positions)
+        if len(positions) != len(pointer):
+            raise place.refuse(f"{prefix}.{name}", f"has {len(positions)} positions for {len(pointer)} item ids")
+        for position, item_id in zip(positions, pointer, strict=True):
+            if position >= len(pool):
+                raise place.refuse(f"{prefix}.{name}", f"position {position} is outside the pool of {len(pool)}")
+            if pool[position] != item_id:
+                reason = f"position {position} of candidate_pool_ids is item {pool[position]}, the row says item {item_id}"
+                raise place.refuse(f"{prefix}.{name}", reason)

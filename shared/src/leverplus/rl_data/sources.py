@@ -1,0 +1,157 @@
+"""The two forms of an RL file, told apart by content: one JSON object, or NDJSON with a query a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import orjson
+
+from leverplus.errors import InvalidRlData, NotFound
+from leverplus.rl_data.validation import Place, describe, refuse_file
+
+FORMAT = "leverplus-rl"
+VERSION = 1
+META = "_meta"
+
+Form = Literal["json", "ndjson"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time."""
+
+    path: Path
+    form: Form
+    meta: Mapping[str, Any]
+    whole: Mapping[str, Any] | None
+
+    def entries(self) -> Generator[tuple[str, dict[str, Any]]]:
+        """(query id as written, fields of the query), in file order."""
+        if self.whole is not None:
+            for key, value in self.whole.items():
+                if key != META:
+                    yield key, _require_object(Place(self.path, key), value)
+            return
+        for number, line in _lines(self.path):
+            value = _parse(self.path, line, line=number)
+            if META not in value:
+                yield _line_key(self.path, number, value), value
+            elif number > 1 or len(value) > 1:
+                raise refuse_file(self.path, f"line {number}: {META} must stand alone in the first line")
+
+
+def open_source(path: Path) -> Source:
+    """Looks at the file's form and `_meta`. NotFound without a file; InvalidRlData if it is neither form.
+
+    A JSON file is loaded whole; of an NDJSON file only the beginning is read here.
+    """
+    if not path.exists():
+        raise NotFound(
+            what="RL file", name=str(path), hint="check the path; `leverplus rl inspect` reads .json and .ndjson files"
+        )
+    if not path.is_file():
+        raise refuse_file(path, "is not a file")
+    if (first := _first_line_of_several(path)) is not None:
+        return Source(path, "ndjson", _check_meta(path, first.get(META)), None)
+    value = _parse(path, path.read_bytes())
+    if "query_id" in value or (META in value and len(value) == 1 and path.suffix in (".ndjson", ".jsonl")):
+        return Source(path, "ndjson", _check_meta(path, value.get(META)), None)
+    return Source(path, "json", _check_meta(path, value.get(META)), value)
+
+
+def _first_line_of_several(path: Path) -> dict[str, Any] | None:
+    """The first line if it is a JSON object by itself and something follows it, else None."""
+    with path.open("rb") as stream:
+        first = stream.readline()
+        if not any(line.strip() for line in stream):
+            return None
+    try:
+        value = orjson.loads(first)
+    except orjson.JSONDecodeError:
+        # An indented JSON file begins with "{"; so a bad first line of an .ndjson file must be told as such.
+        if path.suffix in (".ndjson", ".jsonl"):
+            _parse(path, first, line=1)
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _lines(path: Path) -> Generator[tuple[int, bytes]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line
+
+
+def _line_key(path: Path, number: int, value: Mapping[str, Any]) -> str:
+    query_id = value.get("query_id")
+    if isinstance(query_id, int) and not isinstance(query_id, bool):
+        return str(query_id)
+    if isinstance(query_id, str):
+        return query_id
+    found = describe(query_id) if "query_id" in value else "missing"
+    raise Place(path, f"in line {number}").refuse("query_id", f"is {found}, expected an item id")
+
+
+def _check_meta(path: Path, meta: Any) -> Mapping[str, Any]:
+    if meta is None:
+        return {}
+    if not isinstance(meta, dict):
+        raise refuse_file(path, f"{META} is {describe(meta)}, expected an object")
+    meta = cast("dict[str, Any]", meta)
+    if meta.get("format") == FORMAT and meta.get("version") != VERSION:
+        raise refuse_file(path, f"{META}.version is {meta.get('version')!r}, this program reads version {VERSION}; update it")
+    fingerprint = meta.get("fingerprint") or {}
+    if not isinstance(fingerprint, dict) or not all(isinstance(part, dict | None) for part in fingerprint.values()):
+        raise refuse_file(path, f"{META}.fingerprint is {describe(fingerprint)}, expected an object of objects")
+    return meta
+
+
+def _require_object(place: Place, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise place.refuse("(whole entry)", f"is {describe(value)}, expected an object")
+    return cast("dict[str, Any]", value)
+
+
+def _parse(path: Path, text: bytes, *, line: int | None = None) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as exc:
+        where = "" if line is None else f"line {line}: "
+        raise _non_finite(path, text, line) or refuse_file(path, f"{where}not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        where = "is" if line is None else f"line {line} is"
+        raise refuse_file(path, f"{where} {describe(value)}, expected a JSON object with a key for each query")
+    return cast("dict[str, Any]", value)
+
+
+def _non_finite(path: Path, text: bytes, line: int | None) -> InvalidRlData | None:
+    """Python's json writes NaN and Infinity, which JSON does not have. Says where the first one stands, None if there is none."""
+    try:
+        value = json.loads(text)
+        found = _find_non_finite(value, "")
+    except (ValueError, RecursionError):
+        return None
+    if found is None:
+        return None
+    keys, number = found
+    query, _, field = keys.lstrip(".").partition(".")
+    if line is not None:
+        query, field = str(value.get("query_id", f"in line {line}")) if isinstance(value, dict) else f"in line {line}", keys[1:]
+    return Place(path, query).refuse(field or query, f"is {number}, which is not JSON; what is unknown is null")
+
+
+def _find_non_finite(value: Any, keys: str) -> tuple[str, float] | None:
+    if isinstance(value, float):
+        return None if math.isfinite(value) else (keys, value)
+    if isinstance(value, dict):
+        inner = ((f"{keys}.{key}", child) for key, child in value.items())
+    elif isinstance(value, list):
+        inner = ((f"{keys}[{index}]", child) for index, child in enumerate(value))
+    else:
+        return None
+    return next((found for name, child in inner if (found := _find_non_finite(child, name))), None)
