@@ -100,9 +100,10 @@ def _read(path: Path, alias: str) -> Deployment:
     try:
         deployment = Deployment(**orjson.loads(path.read_bytes()))
     except (orjson.JSONDecodeError, TypeError) as exc:
-        raise InvalidConfig(field=str(path), reason=f"not a deployment: {exc}; promote again") from exc
+        raise InvalidConfig(field=str(path), reason=f"not a deployment: {exc}; delete the file and promote again") from exc
     if deployment.alias != alias:
-        raise InvalidConfig(field=str(path), reason=f"holds alias {deployment.alias!r}, expected {alias!r}; promote again")
+        reason = f"holds alias {deployment.alias!r}, expected {alias!r}; delete the file and promote again"
+        raise InvalidConfig(field=str(path), reason=reason)
     return deployment
 
 

@@ -1,0 +1,3 @@
+from selector_api.main import main
+
+main()

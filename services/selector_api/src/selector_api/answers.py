@@ -1,0 +1,98 @@
+"""From a query and a way of choosing to the answer's dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput
+from leverplus.ids import MAX_SHOTS
+from selector_api.schemas import PolicyName
+from selector_api.serving import Query, Served
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How to choose; `shots` is settled."""
+
+    policy: PolicyName
+    shots: int
+    beam: int
+
+
+def settle_way(served: Served, policy: PolicyName, shots: int | None, beam: int, dataset: str | None) -> Way:
+    """Checks what was asked against the checkpoint. InvalidConfig naming the field; FingerprintMismatch for another dataset."""
+    info = served.info
+    if dataset is not None and dataset != info.dataset:
+        raise FingerprintMismatch(
+            subject=f"checkpoint {info.checkpoint_id}", differences={"dataset.name": (dataset, info.dataset)}
+        )
+    if policy == "zero_shot":
+        if shots:
+            raise InvalidConfig(field="shots", reason=f"{shots}, but policy zero_shot has none")
+        shots = 0
+    trained = max(info.shots, default=MAX_SHOTS)
+    if shots is None:
+        shots = trained
+    if policy == "v3" and shots > trained:
+        reason = f"{shots}, but checkpoint {info.checkpoint_id} was trained for at most {trained}; ask for at most that many"
+        raise InvalidConfig(field="shots", reason=reason)
+    if policy != "v3" and beam != 1:
+        raise InvalidConfig(field="beam", reason=f"{beam}, but policy {policy} knows no beam; leave it out")
+    return Way(policy, shots, beam)
+
+
+def resolve_query(
+    served: Served, query_id: int | None, question_id: str | None, embedding: Sequence[float] | None = None
+) -> Query:
+    """InvalidInput unless exactly one of the three is given; NotFound; InvalidEmbeddings for a vector of another kind."""
+    offered = {"query_id": query_id, "question_id": question_id, "embedding": embedding}
+    given = [name for name, value in offered.items() if value is not None]
+    if len(given) != 1:
+        raise InvalidInput(f"a query needs one of {', '.join(offered)}; given: {', '.join(given) or 'none'}")
+    if query_id is not None:
+        return Query(served.dataset.item(query_id).item_id)
+    if question_id is not None:
+        return Query(served.dataset.id_of_question(question_id))
+    with np.errstate(over="ignore"):
+        vector = np.asarray(embedding, dtype=np.float32)
+    expected = served.embeddings.manifest.d_model
+    if len(vector) != expected:
+        reason = f"{len(vector)} numbers, but the embeddings of dataset {served.info.dataset!r} have {expected}"
+        raise InvalidEmbeddings(path="embedding", reason=reason)
+    if not np.isfinite(vector).all():
+        raise InvalidEmbeddings(path="embedding", reason=f"number {int(np.argmin(np.isfinite(vector)))} is not finite in float32")
+    return Query(None, vector)
+
+
+def select(served: Served, query: Query, way: Way) -> dict[str, Any]:
+    """The answer, as schemas.Selection describes it."""
+    pool = served.pool(query)
+    if way.shots > len(pool.ids):
+        raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates")
+    positions, steps = served.choose(query, pool, way.policy, way.shots, way.beam)
+    pointer: list[int] = pool.ids[list(positions)].tolist()
+    return {
+        "query_id": query.item_id,
+        "pointer": pointer,
+        "icds": [_chosen(served, item_id, step) for item_id, step in zip(pointer, steps or [None] * len(pointer), strict=True)],
+        "logprob": None if steps is None else float(sum(steps)),
+        "policy": way.policy,
+        "checkpoint": served.info.checkpoint_id,
+        "pool": pool.description,
+        "fingerprint": served.digests,
+    }
+
+
+def _chosen(served: Served, item_id: int, step: float | None) -> dict[str, Any]:
+    item = served.dataset.items[item_id]
+    return {
+        "item_id": item_id,
+        "question": item.question,
+        "answer": item.answer,
+        "image_url": None if item.image is None else f"/items/{served.info.dataset}/{item_id}/image",
+        "step_logprob": step,
+    }

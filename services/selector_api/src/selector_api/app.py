@@ -1,0 +1,43 @@
+"""The selector's application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from prometheus_client import Counter
+
+from leverplus.deployments import DEFAULT_ALIAS
+from leverplus.errors import Unavailable
+from leverplus.web import create_service
+from selector_api.library import Library
+from selector_api.routes import router
+from selector_api.settings import SelectorSettings
+
+
+def create_app(settings: SelectorSettings) -> FastAPI:
+    """The application. It starts without a deployment too, and is ready once the default alias can be served."""
+    library = Library(settings.data_root)
+
+    def ready() -> str | None:
+        served, fault = library.fault(DEFAULT_ALIAS)
+        if served is None:
+            assert fault is not None
+            raise Unavailable(what=f"deployment {DEFAULT_ALIAS!r}", reason=str(fault), hint="nothing is served under it")
+        if fault is not None:
+            return f"deployment {DEFAULT_ALIAS!r} cannot be served, {served.info.checkpoint_id} goes on instead: {fault}"
+        return None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
+        await run_in_threadpool(library.fault, DEFAULT_ALIAS)
+        yield
+
+    app = create_service("selector_api", ready=ready, lifespan=lifespan)
+    app.state.library = library
+    app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
+    app.include_router(router)
+    return app

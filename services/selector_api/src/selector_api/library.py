@@ -1,0 +1,166 @@
+"""What is loaded: datasets, checkpoints, and the aliases that point at them.
+
+An alias's file is looked at on every request and read again when it has changed; what was served stays in place while
+its successor cannot be loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from leverplus.checkpoints import load_checkpoint
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.deployments import read_deployment
+from leverplus.embeddings import Embeddings
+from leverplus.errors import LeverPlusError
+from selector_api.serving import Served
+
+logger = logging.getLogger("selector_api")
+
+Value = TypeVar("Value")
+Stamp = tuple[int, int, int]
+
+_CHECKPOINTS_KEPT = 8
+_DATASETS_KEPT = 8
+
+
+@dataclass(frozen=True)
+class _Alias:
+    """What an alias stands for. `fault`: why the file as it is now is not what is served."""
+
+    stamp: Stamp
+    served: Served | None
+    fault: LeverPlusError | None
+
+
+class Library:
+    """Loaded checkpoints, datasets and aliases. Safe from several threads; one of them loads at a time."""
+
+    def __init__(self, root: DataRoot) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._aliases: dict[str, _Alias] = {}
+        self._checkpoints: OrderedDict[str, Served] = OrderedDict()
+        self._datasets: _Latest[Dataset] = _Latest(lambda name: Dataset.open(root.dataset(name)))
+        self._embeddings: _Latest[Embeddings] = _Latest(lambda name: Embeddings.open(root.embeddings(name)))
+
+    def current(self, alias: str) -> Served | None:
+        """What `alias` serves, or None when `load_alias` has work to do; reads nothing but the file's time."""
+        state = self._aliases.get(alias)
+        if state is None or state.stamp != _stamp(self._root.deployment(alias)):
+            return None
+        return state.served
+
+    def load_alias(self, alias: str) -> Served:
+        """What `alias` serves, loaded if needed: the predecessor where the deployment's checkpoint cannot be.
+
+        NotFound without a deployment; why the checkpoint cannot be served where nothing was before.
+        """
+        served, fault = self._follow(alias)
+        if served is None:
+            assert fault is not None
+            raise fault
+        return served
+
+    def fault(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
+        """What is served and why the deployment is not; a deployment that could not be loaded is tried again."""
+        try:
+            return self._follow(alias)
+        except LeverPlusError as exc:
+            return None, exc
+
+    def checkpoint(self, checkpoint_id: str) -> Served | None:
+        """A checkpoint that is in memory."""
+        return self._checkpoints.get(checkpoint_id)
+
+    def load_checkpoint(self, checkpoint_id: str) -> Served:
+        """A checkpoint, loaded if needed. NotFound, InvalidCheckpoint, FingerprintMismatch, or what is wrong with its data."""
+        with self._lock:
+            return self._loaded(checkpoint_id)
+
+    def dataset(self, name: str) -> Dataset | None:
+        """A dataset that is in memory and unchanged on disk."""
+        return self._datasets.current(name, self._dataset_file(name))
+
+    def load_dataset(self, name: str) -> Dataset:
+        with self._lock:
+            return self._datasets.get(name, self._dataset_file(name))
+
+    def _follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
+        with self._lock:
+            stamp = _stamp(self._root.deployment(alias))
+            state = self._aliases.get(alias)
+            if state is not None and state.stamp == stamp and state.fault is None:
+                return state.served, None
+            if stamp is None:
+                self._aliases.pop(alias, None)
+            before = state.served if state is not None and stamp is not None else None
+            try:
+                deployment = read_deployment(self._root, alias)
+                served, fault = self._loaded(deployment.checkpoint_id), None
+                logger.info("alias %s serves %s", alias, deployment.checkpoint_id)
+            except LeverPlusError as exc:
+                served, fault = before, exc
+                logger.warning("alias %s cannot be served: %s", alias, exc)
+            if stamp is not None:
+                self._aliases[alias] = _Alias(stamp, served, fault)
+            return served, fault
+
+    def _loaded(self, checkpoint_id: str) -> Served:
+        served = self._checkpoints.get(checkpoint_id)
+        if served is None:
+            served = self._load(checkpoint_id)
+            self._checkpoints[checkpoint_id] = served
+        self._checkpoints.move_to_end(checkpoint_id)
+        while len(self._checkpoints) > _CHECKPOINTS_KEPT:
+            self._checkpoints.popitem(last=False)
+        return served
+
+    def _load(self, checkpoint_id: str) -> Served:
+        tensors, info = load_checkpoint(self._root.checkpoint(checkpoint_id))
+        dataset = self._datasets.get(info.dataset, self._dataset_file(info.dataset))
+        embeddings = self._embeddings.get(info.dataset, self._root.embeddings(info.dataset) / "manifest.json")
+        return Served(tensors, info, dataset, embeddings)
+
+    def _dataset_file(self, name: str) -> Path:
+        return self._root.dataset(name) / "dataset.json"
+
+
+class _Latest(Generic[Value]):
+    """Values by name, each read again when the file that stands for it has changed; the least recently used one goes first."""
+
+    def __init__(self, read: Callable[[str], Value]) -> None:
+        self._read = read
+        self._kept: OrderedDict[str, tuple[Stamp | None, Value]] = OrderedDict()
+
+    def current(self, name: str, path: Path) -> Value | None:
+        found = self._kept.get(name)
+        return found[1] if found is not None and found[0] == _stamp(path) else None
+
+    def get(self, name: str, path: Path) -> Value:
+        value = self.current(name, path)
+        if value is None:
+            stamp = _stamp(path)
+            value = self._read(name)
+            self._kept[name] = (stamp, value)
+        self._kept.move_to_end(name)
+        while len(self._kept) > _DATASETS_KEPT:
+            self._kept.popitem(last=False)
+        return value
+
+
+def _stamp(path: Path) -> Stamp | None:
+    """Changes when the file does; None when there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 -- half the time of Path.stat, on every request
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -1,0 +1,17 @@
+"""`python -m selector_api`: the only place that reads the environment."""
+
+from __future__ import annotations
+
+import os
+
+from leverplus.web import read_settings, serve
+from selector_api.settings import SelectorSettings
+
+
+def main() -> None:
+    settings = read_settings(SelectorSettings, os.environ)
+    # One query attends to 64 candidates: more BLAS threads only add jitter. numpy reads this when it is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
+    from selector_api.app import create_app
+
+    serve(create_app(settings), host=settings.host, port=settings.port)

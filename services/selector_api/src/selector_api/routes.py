@@ -1,0 +1,95 @@
+"""HTTP only: what is asked is settled in answers, what is served in serving."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+
+from leverplus.deployments import DEFAULT_ALIAS
+from leverplus.errors import InvalidInput, LeverPlusError
+from selector_api.answers import resolve_query, select, settle_way
+from selector_api.library import Library
+from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
+from selector_api.serving import Served
+
+router = APIRouter()
+
+_IMAGE_MAX_AGE_S = 3600
+
+
+@router.get("/select", tags=["select"], responses={200: {"model": Selection}}, response_class=Response)
+async def select_one(request: Request, parameters: Annotated[SelectParameters, Query()]) -> Response:
+    """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
+    served = await _served(request, parameters)
+    way = settle_way(served, parameters.policy, parameters.shots, parameters.beam, parameters.dataset)
+    answer = select(served, resolve_query(served, parameters.query_id, parameters.question_id), way)
+    request.app.state.selections.labels(way.policy).inc()
+    return Response(orjson.dumps(answer), media_type="application/json")
+
+
+@router.post("/select", tags=["select"], responses={200: {"model": Selections}}, response_class=Response)
+async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) -> Response:
+    """Demonstrations for up to 1,000 queries, all or none of them, in the order they were asked.
+
+    A query that is given by its embedding is no item of the dataset: its pool is drawn with a seed made of the policy's
+    seed and the embedding's bytes (float32, little-endian), or by similarity to it, and nothing is excluded from it.
+    """
+    served = await _served(request, body)
+    way = settle_way(served, body.policy, body.shots, body.beam, body.dataset)
+
+    def answer() -> bytes:
+        results: list[dict[str, Any]] = []
+        for number, asked in enumerate(body.queries):
+            try:
+                query = resolve_query(served, asked.query_id, asked.question_id, asked.embedding)
+                results.append(select(served, query, way))
+            except LeverPlusError as exc:
+                exc.detail = f"queries.{number}: {exc.detail}"
+                raise
+        return orjson.dumps({"results": results})
+
+    # A thousand choices take a moment; other requests and the probes go on meanwhile.
+    content = await run_in_threadpool(answer)
+    request.app.state.selections.labels(way.policy).inc(len(body.queries))
+    return Response(content, media_type="application/json")
+
+
+@router.get(
+    "/items/{dataset}/{item_id}/image",
+    tags=["items"],
+    responses={200: {"content": {"image/*": {}}, "description": "The image"}, 304: {"description": "Unchanged"}},
+    response_class=Response,
+)
+async def image(request: Request, dataset: str, item_id: int) -> Response:
+    """An item's image, as it lies in the dataset."""
+    library: Library = request.app.state.library
+    opened = library.dataset(dataset) or await run_in_threadpool(library.load_dataset, dataset)
+    path = opened.image_path(item_id)
+    status = os.stat(path)  # noqa: PTH116
+    etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
+    headers = {
+        "Cache-Control": f"public, max-age={_IMAGE_MAX_AGE_S}",
+        "ETag": etag,
+        "X-Content-Type-Options": "nosniff",
+    }
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return FileResponse(path, media_type=kind, headers=headers, stat_result=status)
+
+
+async def _served(request: Request, asked: Choosing) -> Served:
+    """The checkpoint that is asked for; loading happens off the event loop."""
+    library: Library = request.app.state.library
+    if asked.checkpoint is not None:
+        if asked.alias is not None:
+            raise InvalidInput(f"checkpoint {asked.checkpoint!r} and alias {asked.alias!r} are both given; leave one out")
+        return library.checkpoint(asked.checkpoint) or await run_in_threadpool(library.load_checkpoint, asked.checkpoint)
+    alias = asked.alias or DEFAULT_ALIAS
+    return library.current(alias) or await run_in_threadpool(library.load_alias, alias)

@@ -1,0 +1,120 @@
+"""One checkpoint, ready to choose, with the data it was trained on.
+
+It is served only where dataset, embeddings and pool policy have the fingerprint that it was trained under.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any, Literal
+
+from leverplus.checkpoints import CheckpointInfo, Tensors
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.errors import InvalidCheckpoint
+from leverplus.fingerprint import Fingerprint, digest
+from leverplus.ids import Position
+from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
+from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
+from selector_api.schemas import PolicyName
+
+_SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
+    "similar_image": "image",
+    "similar_text": "text",
+    "similar_joint": "joint",
+}
+
+_POOLS_KEPT = 4_096
+_POOL_IDS_KEPT = 2_000_000
+_ITEMS_PREPARED = 32_768
+"""More items than this are projected when they are asked for: 2 KiB an item would be too much memory."""
+
+Positions = tuple[Position, ...]
+Steps = tuple[float, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Item ids [K] in order, and what the answer says of them."""
+
+    ids: Ids
+    description: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Either an item of the dataset, or the vector [d] of something else."""
+
+    item_id: int | None
+    vector: Vector | None = None
+
+    @property
+    def data(self) -> bytes:
+        """The vector's bytes: float32, little-endian."""
+        assert self.vector is not None
+        return self.vector.astype("<f4").tobytes()
+
+
+class Served:
+    """A checkpoint with all that its choices depend on. `digests`: fingerprint part -> sha256 of what is served.
+
+    Raises FingerprintMismatch naming each field in which what lies here departs from what the checkpoint was made
+    from, InvalidCheckpoint where it does not say that.
+    """
+
+    def __init__(self, tensors: Tensors, info: CheckpointInfo, dataset: Dataset, embeddings: Embeddings) -> None:
+        if not info.pool_policy or info.fingerprint.dataset is None or info.fingerprint.pool is None:
+            reason = (
+                "does not say which dataset, embeddings and pools it was made for, so it cannot be served; import it with them"
+            )
+            raise InvalidCheckpoint(path=info.checkpoint_id, reason=reason)
+        self.info = info
+        self.dataset = dataset
+        self.embeddings = embeddings
+        policy = PoolPolicy.from_json(info.pool_policy)
+        found = Fingerprint(dataset=dataset.fingerprint(), pool=pool_fingerprint(policy, embeddings))
+        subject = f"what lies here for checkpoint {info.checkpoint_id}"
+        info.fingerprint.require_same(found, subject=subject, parts=("dataset", "pool"))
+        self.digests = found.digests()
+        self._policy = V3Policy(tensors, info.selector_config)
+        self._prepared = self._policy.prepare(embeddings.candidate) if len(embeddings) <= _ITEMS_PREPARED else None
+        self._pools = Pools(dataset, embeddings, policy)
+        self._seed = policy.seed
+        self._pool_policy = policy.fingerprint()
+        # A pool is worth keeping, but one of the sampler `all` is as long as the split.
+        kept = min(_POOLS_KEPT, _POOL_IDS_KEPT // policy.k) if "k" in self._pool_policy else 1
+        self._pool_of_item = lru_cache(max(1, kept))(self._draw_pool)
+
+    def pool(self, query: Query) -> Pool:
+        """The pool of an item, or of a vector outside the dataset: seeded by its bytes, and nothing is excluded from it."""
+        if query.item_id is not None:
+            return self._pool_of_item(query.item_id)
+        assert query.vector is not None
+        return self._described(self._pools.pool_of_unseen(image=query.data, question="", vector=query.vector))
+
+    def choose(self, query: Query, pool: Pool, policy: PolicyName, shots: int, beam: int) -> tuple[Positions, Steps]:
+        """Positions in the pool, and the log-probability of each where the policy has any."""
+        if policy == "zero_shot":
+            return zero_shot(), None
+        if policy == "random":
+            identity = query.item_id if query.item_id is not None else sha256(query.data).hexdigest()
+            return random_positions(len(pool.ids), shots, seed=self._seed, query=identity), None
+        vector = query.vector
+        if query.item_id is not None:
+            vector = self.embeddings.query[self.embeddings.require([query.item_id])[0]]
+        assert vector is not None
+        ids = self.embeddings.require(pool.ids)
+        if policy != "v3":
+            blocks = self.embeddings.manifest.blocks
+            return similar_positions(vector, self.embeddings.candidate[ids], blocks, _SIMILAR[policy], shots), None
+        candidates = self.embeddings.candidate[ids] if self._prepared is None else self._prepared.take(ids)
+        choice = self._policy.choose(vector, candidates, shots, beam)
+        return choice.positions, choice.step_logprobs
+
+    def _draw_pool(self, item_id: int) -> Pool:
+        return self._described(self._pools.pool(item_id))
+
+    def _described(self, ids: Ids) -> Pool:
+        return Pool(ids, {"size": len(ids), "policy": self._pool_policy, "sha256": digest(ids)})
