@@ -1,0 +1,3 @@
+from pointer_trainer.main import main
+
+main()

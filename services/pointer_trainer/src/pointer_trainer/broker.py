@@ -1,0 +1,56 @@
+"""The API's side of the broker: is it there, and sending a job's message."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from leverplus.errors import InvalidConfig, Unavailable
+from pointer_trainer.celery_app import QUEUE, RUN_JOB, create_celery
+
+
+class Broker:
+    """One Redis (or Valkey). Every wait is limited to `timeout_s`; Unavailable when it does not answer."""
+
+    def __init__(self, redis_url: str, *, timeout_s: float = 1.0) -> None:
+        parts = urlsplit(redis_url)
+        self._shown = f"{parts.hostname}:{parts.port or 6379}"
+        self._celery: Celery = create_celery(redis_url)
+        try:
+            self._redis = Redis.from_url(
+                redis_url,
+                socket_connect_timeout=timeout_s,
+                socket_timeout=timeout_s,
+                retry=Retry(NoBackoff(), 0),
+            )
+        except ValueError as exc:
+            raise InvalidConfig(field="REDIS_URL", reason=str(exc)) from exc
+
+    def require(self) -> None:
+        """Returns when the broker answers."""
+        try:
+            self._redis.ping()
+        except RedisError as exc:
+            raise self._away(exc) from exc
+
+    def send(self, job_id: str) -> None:
+        """Puts the job's message on the queue. The ping comes first because it has a time limit, which publishing has not."""
+        self.require()
+        try:
+            self._celery.send_task(RUN_JOB, args=[job_id], queue=QUEUE, retry=False, ignore_result=True)
+        except (OperationalError, RedisError) as exc:
+            raise self._away(exc) from exc
+
+    def close(self) -> None:
+        self._redis.close()
+        self._celery.close()
+
+    def _away(self, error: Exception) -> Unavailable:
+        reason = f"{self._shown}: {error}"
+        return Unavailable(what="broker", reason=reason, hint="start Redis or Valkey, or correct REDIS_URL; nothing was changed")

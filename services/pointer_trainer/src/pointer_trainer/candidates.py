@@ -1,0 +1,59 @@
+"""Candidate pointers without a model: retrieval, random draws, and what the mixture that drew a pointer was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leverplus.ids import ItemId
+from leverplus.policies import random_positions
+from leverplus.rl_data import Candidate, merge_duplicates
+
+Positions = tuple[int, ...]
+METHODS = ("beam", "retrieval", "sample", "random", "zero_shot")
+"""Ways in which a pointer is found, the more deliberate first: a pointer found twice keeps the first of them."""
+
+
+def retrieval_windows(most_similar_first: Sequence[int], shots: int, count: int) -> list[Positions]:
+    """`count` pointers from a ranking: the i-th is ranks i to i + shots - 1, the most similar of them last.
+
+    Fewer where the ranking is too short.
+    """
+    return [
+        tuple(reversed(most_similar_first[start : start + shots]))
+        for start in range(min(count, len(most_similar_first) - shots + 1))
+    ]
+
+
+def random_pointers(pool_size: int, shots: int, count: int, *, seed: int, query_id: int) -> list[Positions]:
+    """`count` independent draws, each uniform over the ordered pointers of that length."""
+    return [random_positions(pool_size, shots, seed=seed, query=f"{query_id}, draw {draw}") for draw in range(count)]
+
+
+def uniform_logprob(pool_size: int, shots: int) -> float:
+    """Log-probability of one ordered pointer under uniform draws without replacement: -log(K (K-1) … (K-S+1))."""
+    return -sum(math.log(pool_size - step) for step in range(shots))
+
+
+def mixture_weights(temps: Sequence[float], num_samples_per_temp: int, num_random: int) -> dict[str, float]:
+    """Share of the draws that each part makes: "random", and "sample@T" for each temperature. Empty without draws."""
+    counts = {f"sample@{temperature:g}": num_samples_per_temp for temperature in temps} | {"random": num_random}
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items() if count}
+
+
+def mixture_propensity(weights: Mapping[str, float], logprobs: Mapping[str, float]) -> float:
+    """Σ weight · exp(log-probability) over the parts: the probability that one draw of the mixture is this pointer."""
+    return sum(weight * math.exp(logprobs[name]) for name, weight in weights.items())
+
+
+def in_order(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """One row a pointer, sorted by how it was found; see leverplus.rl_data.merge_duplicates for what is kept."""
+    return tuple(sorted(merge_duplicates(candidates), key=lambda row: METHODS.index(row.gen_method or "zero_shot")))
+
+
+def to_items(pool: NDArray[np.int64], positions: Iterable[int]) -> tuple[ItemId, ...]:
+    return tuple(ItemId(int(pool[position])) for position in positions)

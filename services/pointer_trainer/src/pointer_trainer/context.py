@@ -1,0 +1,48 @@
+"""What a job function is given."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leverplus.data_root import DataRoot
+from leverplus.errors import Cancelled
+
+Progress = Callable[[str, int, int, Mapping[str, Any]], None]
+"""phase, step, total, further values. Raises LeaseLost when the job is no longer this worker's."""
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """One run of a job. Whatever it makes is named after `job_id`, so that a second run makes the same things."""
+
+    job_id: str
+    config: Mapping[str, Any]
+    data_root: DataRoot
+    run_folder: Path
+    scorer_url: str
+    threads: int
+    progress: Progress
+    should_stop: Callable[[], bool]
+    logger: logging.Logger
+
+    @property
+    def suffix(self) -> str:
+        """What the ids of the job's products end in: job-3f9c2a makes rl-3f9c2a and ckpt-3f9c2a."""
+        return self.job_id.removeprefix("job-")
+
+    def step(self, phase: str, step: int, total: int, **extra: Any) -> None:
+        """Reports progress; raises Cancelled once the job is to stop."""
+        self.check()
+        self.progress(phase, step, total, extra)
+
+    def check(self) -> None:
+        if self.should_stop():
+            raise Cancelled(what=f"job {self.job_id}")
+
+
+JobFunction = Callable[[JobContext], Mapping[str, Any]]
+"""Does the job; what it returns is the job's result, in JSON types."""

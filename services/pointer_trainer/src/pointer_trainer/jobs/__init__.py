@@ -1,0 +1,29 @@
+"""The kinds of jobs and the functions that do them, each imported when its job runs: some bring torch with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from pointer_trainer.context import JobContext, JobFunction
+
+EMBED = "embed"
+GENERATE = "generate"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+
+def _imported(module: str, function: str) -> JobFunction:
+    def do(context: JobContext) -> Mapping[str, Any]:
+        return getattr(import_module(module), function)(context)
+
+    return do
+
+
+JOB_FUNCTIONS: Mapping[str, JobFunction] = {
+    EMBED: _imported("pointer_trainer.jobs.embed", "embed"),
+    GENERATE: _imported("pointer_trainer.jobs.generate", "generate"),
+    TRAIN: _imported("pointer_trainer.jobs.train", "train_selector"),
+    EVALUATE: _imported("pointer_trainer.jobs.evaluate", "evaluate"),
+}

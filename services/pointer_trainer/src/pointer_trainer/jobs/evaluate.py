@@ -1,0 +1,169 @@
+"""Comparing systems on held-out queries."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from leverplus.checkpoints import CheckpointInfo, load_checkpoint
+from leverplus.client import ScorerClient
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.errors import InvalidConfig, InvalidInput
+from leverplus.evaluation import Cell, Evaluation, accuracy_table, difference_table, summarise
+from leverplus.files import atomic_file, write_json
+from leverplus.fingerprint import Fingerprint, PartName
+from leverplus.ids import ItemId
+from leverplus.policies import V3Policy
+from leverplus.pools import PoolPolicy, Pools
+from pointer_trainer.context import JobContext
+from pointer_trainer.query_sample import sample_queries
+from pointer_trainer.requests import EvaluateRequest, PoolSettings
+from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
+from pointer_trainer.systems import Choices, Systems, accuracies, choose, selector_names
+
+
+@dataclass
+class _Scored:
+    """Accuracies of the queries whose every pointer has a score, and the ids of the others."""
+
+    query_ids: list[ItemId] = field(default_factory=list[ItemId])
+    accuracies: list[dict[Cell, float]] = field(default_factory=list[dict[Cell, float]])
+    left_out: list[ItemId] = field(default_factory=list[ItemId])
+    counts: ModeCounts = field(default_factory=ModeCounts)
+
+
+def evaluate(context: JobContext) -> dict[str, Any]:
+    """Table rows with intervals and paired differences; evaluation.json and evaluation.md in the run directory.
+
+    A query with a pointer that has no score (no annotated answers) is left out for all systems, and counted.
+    """
+    request = EvaluateRequest.model_validate(context.config)
+    root = context.data_root
+    dataset = Dataset.open(root.dataset(request.dataset))
+    embeddings = Embeddings.open(root.embeddings(request.dataset), dataset)
+    loaded = [load_checkpoint(root.checkpoint(checkpoint_id)) for checkpoint_id in request.checkpoints]
+    infos = [info for _, info in loaded]
+    pools = Pools(dataset, embeddings, _policy(request, infos))
+    own = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
+    _require_same(infos, own, ("dataset", "pool"))
+    policies = [V3Policy(tensors, info.selector_config) for tensors, info in loaded]
+    selectors = dict(zip(selector_names(request.checkpoints), policies, strict=True))
+    systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
+    query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
+    with ScorerClient(context.scorer_url) as client:
+        scorer = Scorer(client, request.dataset, flavour=request.flavour, check=context.check)
+        scored = _score(context, scorer, systems, embeddings, pools, query_ids, infos)
+    if not scored.query_ids:
+        raise InvalidInput(
+            f"none of {len(query_ids)} queries of split {request.split!r} has annotated answers: nothing to compare"
+        )
+    cells = list(scored.accuracies[0])
+    per_query = {cell: np.asarray([row[cell] for row in scored.accuracies]) for cell in cells}
+    images = [dataset.item(query_id).image_id for query_id in scored.query_ids]
+    context.step("bootstrap", 0, 1)
+    evaluation = summarise(per_query, images, draws=request.bootstrap_draws, seed=request.seed, baseline=request.baseline)
+    context.step("bootstrap", 1, 1, **scored.counts.to_json())
+    fingerprint = scorer.fingerprint or Fingerprint()
+    result = {
+        **evaluation.to_json(),
+        "dataset": request.dataset,
+        "split": request.split,
+        "answers_source": dataset.info.answers_source,
+        "queries": len(scored.query_ids),
+        "queries_left_out": len(scored.left_out),
+        "random_draws": request.draws,
+        "checkpoints": dict(zip(selectors, request.checkpoints, strict=True)),
+        "scores": scored.counts.to_json(),
+        "fingerprint": Fingerprint(own.dataset, own.pool, fingerprint.generation, fingerprint.metric).to_json(),
+        "markdown": _markdown(request, dataset, evaluation, scored),
+    }
+    _write(context, result, scored, cells)
+    return result
+
+
+def _policy(request: EvaluateRequest, infos: Sequence[CheckpointInfo]) -> PoolPolicy:
+    if request.pool is not None:
+        return request.pool.policy()
+    if not infos:
+        return PoolSettings().policy()
+    if not infos[0].pool_policy:
+        reason = f"checkpoint {infos[0].checkpoint_id!r} does not say which pools it was made for; state them in `pool`"
+        raise InvalidConfig(field="pool", reason=reason)
+    return PoolPolicy.from_json(infos[0].pool_policy)
+
+
+def _require_same(infos: Sequence[CheckpointInfo], found: Fingerprint, parts: Sequence[PartName]) -> None:
+    """FingerprintMismatch unless every checkpoint was made for these parts of `found`."""
+    for info in infos:
+        subject = f"this evaluation, for checkpoint {info.checkpoint_id!r},"
+        info.fingerprint.require_same(found, subject=subject, parts=parts)
+
+
+def _score(
+    context: JobContext,
+    scorer: Scorer,
+    systems: Systems,
+    embeddings: Embeddings,
+    pools: Pools,
+    query_ids: Sequence[ItemId],
+    infos: Sequence[CheckpointInfo],
+) -> _Scored:
+    waiting: dict[int, Choices] = {}
+    scored = _Scored()
+
+    def asked() -> Generator[AskedQuery]:
+        for query_id in query_ids:
+            waiting[query_id] = choices = choose(systems, embeddings, pools, query_id)
+            yield AskedQuery(query_id, tuple(dict.fromkeys(pointer for pointers in choices.values() for pointer in pointers)))
+
+    context.step("score", 0, len(query_ids), **scored.counts.to_json())
+    with closing(scorer.score(asked())) as batches:
+        for batch in batches:
+            if not scored.query_ids and not scored.left_out:
+                own = Fingerprint(dataset=pools.dataset.fingerprint())
+                own.require_same(batch.fingerprint, subject="the scorer's answer", parts=("dataset",))
+                _require_same(infos, batch.fingerprint, ("generation", "metric"))
+            scored.counts.add(batch.stats)
+            for query, candidates in batch.queries:
+                by_pointer = dict(zip(query.pointers, (candidate.vqa_acc_score for candidate in candidates), strict=True))
+                row = accuracies(waiting.pop(query.query_id), by_pointer)
+                if row is None:
+                    scored.left_out.append(ItemId(query.query_id))
+                else:
+                    scored.query_ids.append(ItemId(query.query_id))
+                    scored.accuracies.append(row)
+            done = len(scored.query_ids) + len(scored.left_out)
+            context.step("score", done, len(query_ids), **scored.counts.to_json())
+    return scored
+
+
+def _markdown(request: EvaluateRequest, dataset: Dataset, evaluation: Evaluation, scored: _Scored) -> str:
+    answers = {
+        "human": "human answers",
+        "replicated": "one answer, repeated ten times in place of ten annotators'",
+    }[dataset.info.answers_source]
+    counts = scored.counts
+    head = (
+        f"VQA accuracy in percent with 95 % intervals, {len(scored.query_ids)} queries of {request.dataset}, split "
+        f"{request.split}, {evaluation.images} images; {answers}. Scores: {counts.file} by the metric over ten answers, "
+        f"{counts.fallback} by fallback, {counts.error} without; {len(scored.left_out)} queries left out. "
+        f"random: mean of {request.draws} draws a query.\n\n"
+    )
+    return f"{head}{accuracy_table(evaluation)}\n{difference_table(evaluation)}"
+
+
+def _write(context: JobContext, result: dict[str, Any], scored: _Scored, cells: Sequence[Cell]) -> None:
+    write_json(context.run_folder / "evaluation.json", result)
+    columns = [
+        {"system": system, "shots": shots, "accuracy": [row[system, shots] for row in scored.accuracies]}
+        for system, shots in cells
+    ]
+    per_query = {"query_ids": scored.query_ids, "left_out": scored.left_out, "cells": columns}
+    write_json(context.run_folder / "per_query.json", per_query)
+    with atomic_file(context.run_folder / "evaluation.md") as stream:
+        stream.write(result["markdown"].encode())

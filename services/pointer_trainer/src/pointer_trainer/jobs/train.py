@@ -1,0 +1,75 @@
+"""Training a selector on RL data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from leverplus import rl_data
+from leverplus.checkpoints import read_info
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.errors import InvalidRlData
+from leverplus.files import file_sha256
+from leverplus.fingerprint import Fingerprint
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.rl_data import RlData
+from pointer_trainer.context import JobContext
+from pointer_trainer.requests import TrainRequest
+from pointer_trainer.rl_files import open_heads
+from pointer_trainer.train_config import read_train_config
+from pointer_trainer.training import train
+
+
+def train_selector(context: JobContext) -> dict[str, Any]:
+    """Trains and saves checkpoint ckpt-<job's suffix>; a run that finds it saved by an earlier run of the job returns it."""
+    torch.set_num_threads(context.threads)
+    request = TrainRequest.model_validate(context.config)
+    root = context.data_root
+    checkpoint_id = f"ckpt-{context.suffix}"
+    if not root.checkpoint(checkpoint_id).exists():
+        fingerprint = open_heads(root, request.rl_data)
+        if fingerprint.dataset is None:
+            raise InvalidRlData(file=request.rl_data[0], query=None, field="_meta", reason="names no dataset; upload it again")
+        dataset = Dataset.open(root.dataset(fingerprint.dataset["name"]))
+        fingerprint.require_same(Fingerprint(dataset=dataset.fingerprint()), subject="the dataset", parts=("dataset",))
+        embeddings = Embeddings.open(root.embeddings(dataset.name), dataset)
+        paths = [root.rl_data(rl_data_id) for rl_data_id in request.rl_data]
+        data = [rl_data.read(path, dataset) for path in paths]
+        policy = pool_policy(data, dataset)
+        pools = Fingerprint(pool=Pools(dataset, embeddings, policy).fingerprint())
+        fingerprint.require_same(pools, subject="the dataset's embeddings", parts=("pool",))
+        train(
+            read_train_config(request.config),
+            data,
+            embeddings,
+            dataset=dataset,
+            pool_policy=policy,
+            rl_data_refs=[{"id": path.stem, "sha256": file_sha256(path)} for path in paths],
+            checkpoint_folder=root.checkpoint(checkpoint_id),
+            run_folder=context.run_folder,
+            progress=context.progress,
+            should_stop=context.should_stop,
+        )
+    info = read_info(root.checkpoint(checkpoint_id))
+    curves = sorted(path.name for path in context.run_folder.glob("*.png"))
+    return {"checkpoint_id": checkpoint_id, "metrics": info.metrics, "run_folder": str(context.run_folder), "curves": curves}
+
+
+def pool_policy(data: Sequence[RlData], dataset: Dataset) -> PoolPolicy:
+    """The policy that `_meta` states; else one shared pool of all ids that are in a pool of the files.
+
+    The latter is what a file of the reference gets: it does not say how its pools came about. InvalidRlData where those
+    ids are of several splits.
+    """
+    stated = data[0].meta.get("pool_policy")
+    if stated is not None:
+        return PoolPolicy.from_json(stated)
+    ids = sorted({item_id for each in data for record in each.records for item_id in record.candidate_pool_ids})
+    splits = sorted({dataset.item(item_id).split for item_id in ids})
+    if len(splits) != 1:
+        reason = f"ids of splits {splits}; demonstrations must come from one split"
+        raise InvalidRlData(file="RL data", query=None, field="candidate_pool_ids", reason=reason)
+    return PoolPolicy(sampler="from_pointers", candidate_split=splits[0], ids=tuple(ids))

@@ -1,0 +1,40 @@
+"""Messages may be lost and workers may die; jobs may not. This sends what is missing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from leverplus.errors import LeverPlusError
+from leverplus.store import JobStore
+from pointer_trainer.broker import Broker
+
+logger = logging.getLogger(__name__)
+
+
+def reconcile(jobs: JobStore, broker: Broker) -> int:
+    """Sends a message for every job that needs one; returns how many. Unavailable when the broker is away."""
+    waiting = jobs.to_enqueue()
+    for job in waiting:
+        broker.send(job.id)
+        jobs.mark_enqueued(job.id)
+        logger.info("sent a message for job %s (%s)", job.id, job.status)
+    return len(waiting)
+
+
+async def reconcile_forever(jobs: JobStore, broker: Broker, *, every_s: float) -> None:
+    """Reconciles until it is cancelled; an outage of broker or database is logged once and outlived."""
+    is_away = False
+    while True:
+        try:
+            await to_thread.run_sync(reconcile, jobs, broker)
+        except (LeverPlusError, SQLAlchemyError) as exc:
+            if not is_away:
+                logger.warning("jobs wait for their messages: %s", exc)
+            is_away = True
+        else:
+            is_away = False
+        await asyncio.sleep(every_s)

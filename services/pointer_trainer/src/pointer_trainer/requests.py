@@ -1,0 +1,113 @@
+"""Bodies of the requests that start jobs. A job's config is its request as it was checked, every default filled in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from leverplus.ids import MAX_SHOTS
+from leverplus.pools import PoolPolicy
+
+Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Sampler = Literal["random", "similar_image", "similar_text", "similar_joint", "mixed", "all"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class PoolSettings(_Request):
+    """How each query's pool is made."""
+
+    sampler: Sampler = "random"
+    k: Annotated[int, Field(ge=1, le=100_000, description="ids in a pool")] = 64
+    seed: Seed = 0
+    candidate_split: str = "train"
+    exclude: list[Literal["query", "same_image"]] = ["query", "same_image"]
+
+    def policy(self) -> PoolPolicy:
+        return PoolPolicy(
+            sampler=self.sampler, k=self.k, seed=self.seed, candidate_split=self.candidate_split, exclude=tuple(self.exclude)
+        )
+
+
+class EmbeddingsRequest(_Request):
+    dataset: Name
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
+    overwrite: Annotated[bool, Field(description="embed again what is embedded already")] = False
+
+
+class GenerateRequest(_Request):
+    """Candidate pointers for queries of a split, scored by the VLM."""
+
+    dataset: Name
+    split: str = "train"
+    queries: Annotated[int | None, Field(ge=1, description="so many, drawn with the seed; null: all of the split")] = None
+    shots: Annotated[list[Annotated[int, Field(ge=1, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS)] = [2]
+    num_beams: Annotated[int, Field(ge=0, le=64)] = 5
+    temps: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(max_length=16)] = [1.0, 1.3]
+    num_samples_per_temp: Annotated[int, Field(ge=0, le=64)] = 2
+    num_random: Annotated[int, Field(ge=0, le=64)] = 1
+    num_retrieval: Annotated[int, Field(ge=0, le=64)] = 5
+    zero_shot: Annotated[bool, Field(description="add the empty pointer, which serves as a baseline")] = True
+    pool: PoolSettings = PoolSettings()
+    checkpoint: Annotated[Name | None, Field(description="null: a selector initialised with the seed")] = None
+    flavour: Literal["official", "lever_plus"] = "official"
+    seed: Seed = 0
+    dry_run: Annotated[bool, Field(description="count the pointers, score none")] = False
+
+    @model_validator(mode="after")
+    def _distinct_and_not_empty(self) -> GenerateRequest:
+        if len(set(self.shots)) != len(self.shots):
+            raise ValueError(f"shots {self.shots} names a number twice")
+        if len(set(self.temps)) != len(self.temps):
+            raise ValueError(f"temps {self.temps} names a temperature twice")
+        sources = (self.num_beams, self.num_random, self.num_retrieval, len(self.temps) * self.num_samples_per_temp)
+        if not any(sources):
+            raise ValueError("num_beams, num_samples_per_temp, num_random and num_retrieval are all 0: nothing to generate")
+        return self
+
+
+class TrainRequest(_Request):
+    rl_data: Annotated[list[Name], Field(min_length=1, max_length=100)]
+    config: Annotated[dict[str, Any], Field(description="fields of TrainConfig; what is left out has its default")] = {}
+
+
+class EvaluateRequest(_Request):
+    """Systems on the same queries: zero-shot, random, most-similar, and the v3 selector of each checkpoint."""
+
+    dataset: Name
+    split: str = "test"
+    queries: Annotated[int | None, Field(ge=1, description="so many, drawn with the seed; null: all of the split")] = None
+    checkpoints: Annotated[list[Name], Field(max_length=32)] = []
+    shots: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS + 1)] = [0, 1, 2]
+    draws: Annotated[int, Field(ge=1, le=100, description="random pointers a query, whose accuracies are averaged")] = 3
+    beam: Annotated[int, Field(ge=1, le=64)] = 1
+    pool: Annotated[PoolSettings | None, Field(description="null: the checkpoints' own, or the default without any")] = None
+    flavour: Literal["official", "lever_plus"] = "official"
+    bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    baseline: Literal["zero-shot", "random", "most-similar"] = "random"
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _distinct_with_baseline(self) -> EvaluateRequest:
+        for name, values in (("shots", self.shots), ("checkpoints", self.checkpoints)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} {values} names one twice")
+        if self.baseline == "zero-shot" and 0 not in self.shots:
+            raise ValueError(f"baseline 'zero-shot' needs 0 among shots {self.shots}")
+        if self.baseline != "zero-shot" and self.shots == [0]:
+            raise ValueError(f"baseline {self.baseline!r} needs a number of shots above 0, shots are [0]")
+        return self
+
+
+class PromoteRequest(_Request):
+    alias: Name = "production"
+    by: Annotated[str, Field(min_length=1, max_length=200)]
+    reason: Annotated[str, Field(min_length=1, max_length=2000, description="recorded in the deployment")]
+
+
+class RollbackRequest(_Request):
+    by: Annotated[str, Field(min_length=1, max_length=200)]

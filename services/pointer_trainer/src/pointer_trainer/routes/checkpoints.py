@@ -1,0 +1,46 @@
+"""Checkpoints, and which of them is deployed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from leverplus.checkpoints import list_checkpoints, load_checkpoint
+from leverplus.deployments import Deployment, list_deployments, promote, rollback
+from pointer_trainer.requests import PromoteRequest, RollbackRequest
+from pointer_trainer.state import State
+
+router = APIRouter(tags=["checkpoints"])
+
+
+class CheckpointList(BaseModel):
+    checkpoints: list[dict[str, Any]]
+
+
+class DeploymentList(BaseModel):
+    deployments: list[Deployment]
+
+
+@router.get("/checkpoints")
+def get_checkpoints(state: State) -> CheckpointList:
+    return CheckpointList(checkpoints=[info.to_json() for info in list_checkpoints(state.data_root)])
+
+
+@router.post("/checkpoints/{checkpoint_id}/promote")
+def promote_checkpoint(checkpoint_id: str, body: PromoteRequest, state: State) -> Deployment:
+    """Makes an alias serve the checkpoint, once it has been read whole; who and why are recorded."""
+    load_checkpoint(state.data_root.checkpoint(checkpoint_id))
+    return promote(state.data_root, body.alias, checkpoint_id, by=body.by, reason=body.reason)
+
+
+@router.get("/deployments")
+def get_deployments(state: State) -> DeploymentList:
+    return DeploymentList(deployments=list_deployments(state.data_root))
+
+
+@router.post("/deployments/{alias}/rollback")
+def roll_back_deployment(alias: str, body: RollbackRequest, state: State) -> Deployment:
+    """Swaps the deployment with its predecessor."""
+    return rollback(state.data_root, alias, body.by)

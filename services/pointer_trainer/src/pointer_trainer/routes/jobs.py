@@ -1,0 +1,125 @@
+"""Starting, watching, cancelling and resuming jobs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse
+
+from leverplus.checkpoints import read_info
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.store import Job
+from pointer_trainer.events import job_events
+from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
+from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, TrainRequest
+from pointer_trainer.rl_files import open_heads
+from pointer_trainer.state import State, TrainerState
+from pointer_trainer.submission import enqueue, submit
+from pointer_trainer.train_config import read_train_config
+
+router = APIRouter(tags=["jobs"])
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(alias="Idempotency-Key", min_length=1, max_length=255, description="the same key and body: the same job"),
+]
+
+
+class Accepted(BaseModel):
+    job_id: str
+
+
+class JobList(BaseModel):
+    jobs: list[Job]
+
+
+def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel, key: str | None) -> Accepted:
+    job = submit(state, kind, body.model_dump(mode="json"), key)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return Accepted(job_id=job.id)
+
+
+@router.post("/embeddings", status_code=202)
+def start_embeddings(body: EmbeddingsRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Embeds every item of a dataset."""
+    Dataset.open(state.data_root.dataset(body.dataset))
+    return _accept(state, response, EMBED, body, key)
+
+
+@router.post("/rl-data/generate", status_code=202)
+def start_generation(body: GenerateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Makes candidate pointers, has them scored, and keeps them as RL data."""
+    dataset = Dataset.open(state.data_root.dataset(body.dataset))
+    dataset.split_ids(body.split)
+    dataset.split_ids(body.pool.candidate_split)
+    Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
+    if body.checkpoint is not None:
+        read_info(state.data_root.checkpoint(body.checkpoint))
+    return _accept(state, response, GENERATE, body, key)
+
+
+@router.post("/train", status_code=202)
+def start_training(body: TrainRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Trains a selector on RL data; the result names the checkpoint."""
+    config = read_train_config(body.config)
+    open_heads(state.data_root, body.rl_data)
+    checked = TrainRequest(rl_data=body.rl_data, config=config.model_dump(mode="json"))
+    return _accept(state, response, TRAIN, checked, key)
+
+
+@router.post("/evaluate", status_code=202)
+def start_evaluation(body: EvaluateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Compares systems on held-out queries, with intervals."""
+    dataset = Dataset.open(state.data_root.dataset(body.dataset))
+    dataset.split_ids(body.split)
+    Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
+    for checkpoint in body.checkpoints:
+        read_info(state.data_root.checkpoint(checkpoint))
+    return _accept(state, response, EVALUATE, body, key)
+
+
+@router.get("/jobs")
+def list_jobs(
+    state: State,
+    kind: str | None = None,
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> JobList:
+    """Newest first."""
+    return JobList(jobs=state.jobs.list(kind=kind, status=status, limit=limit))
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: str, state: State) -> Job:
+    return state.jobs.get(job_id)
+
+
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
+def stream_job_events(job_id: str, state: State) -> Any:
+    """Server-sent events: `progress` whenever the job changed, then `end` with its result or error."""
+    state.jobs.get(job_id)
+    return EventSourceResponse(job_events(state.jobs, job_id), ping=5)
+
+
+@router.delete("/jobs/{job_id}")
+def cancel_job(job_id: str, state: State) -> Job:
+    """A queued job ends at once, a running one within 2 s; an ended one stays as it is."""
+    return state.jobs.request_cancel(job_id)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=202)
+def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Queues a failed or cancelled job again; scores that were committed are not made anew.
+
+    With an Idempotency-Key a job that is already queued or running counts as resumed.
+    """
+    state.broker.require()
+    job = state.jobs.get(job_id)
+    if key is None or job.status not in ("queued", "running"):
+        job = state.jobs.resume(job_id)
+        enqueue(state, job)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return Accepted(job_id=job.id)

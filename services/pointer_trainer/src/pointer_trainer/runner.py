@@ -1,0 +1,192 @@
+"""Runs one job under its lease: heartbeat, cancellation, progress, and the end that the job comes to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from leverplus.errors import Cancelled, LeverPlusError
+from leverplus.files import write_json
+from leverplus.store import Job, JobStore, Lease, LeaseLost
+from leverplus.store.jobs import HEARTBEAT_LIMIT_S
+from leverplus.web.problems import problem
+from pointer_trainer.context import JobContext, JobFunction
+from pointer_trainer.jobs import JOB_FUNCTIONS
+from pointer_trainer.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+BEAT_EVERY_S = 3.0
+CANCEL_POLL_S = 0.5
+PROGRESS_EVERY_S = 0.25
+
+Outcome = Literal["succeeded", "failed", "cancelled", "lost", "not claimed"]
+
+
+def run_job(
+    job_id: str,
+    *,
+    jobs: JobStore,
+    settings: WorkerSettings,
+    owner: str,
+    functions: Mapping[str, JobFunction] = JOB_FUNCTIONS,
+    beat_every_s: float = BEAT_EVERY_S,
+    cancel_poll_s: float = CANCEL_POLL_S,
+) -> Outcome:
+    """Claims the job and does it. "not claimed": another worker has it, or it has ended. "lost": another has it now.
+
+    Every error of the job ends it as failed; one that is no LeverPlusError leaves its trace in the run directory's log.
+    """
+    lease = jobs.claim(job_id, owner)
+    if lease is None:
+        return "not claimed"
+    job = jobs.get(job_id)
+    run_folder = settings.data_root.run(job_id)
+    if not (run_folder / "config.json").exists():
+        write_json(run_folder / "config.json", {"job_id": job_id, "kind": job.kind, "config": job.config})
+    pulse = _Pulse(jobs, lease, beat_every_s, cancel_poll_s)
+    with _job_log(job_id, run_folder) as log, pulse.beating():
+        log.info("%s: run %d by %s", job.kind, lease.version, owner)
+        context = JobContext(
+            job_id=job_id,
+            config=job.config,
+            data_root=settings.data_root,
+            run_folder=run_folder,
+            scorer_url=settings.scorer_url,
+            threads=settings.threads,
+            progress=_ProgressWriter(jobs, lease).write,
+            should_stop=pulse.should_stop,
+            logger=log,
+        )
+        try:
+            return _finish(job, context, pulse, jobs, lease, functions)
+        except LeaseLost:
+            log.warning("the lease is lost: another worker has the job, or it has ended")
+            return "lost"
+
+
+def _finish(
+    job: Job, context: JobContext, pulse: _Pulse, jobs: JobStore, lease: Lease, functions: Mapping[str, JobFunction]
+) -> Outcome:
+    log = context.logger
+    try:
+        if job.kind not in functions:
+            raise LeverPlusError(f"jobs of kind {job.kind!r} cannot be run by this worker; it is older than the API")
+        result = functions[job.kind](context)
+    except LeaseLost:
+        raise
+    except Cancelled as exc:
+        if pulse.is_lost:
+            raise LeaseLost(job_id=lease.job_id, version=lease.version) from exc
+        log.info("cancelled")
+        jobs.finish(lease, "cancelled")
+        return "cancelled"
+    except LeverPlusError as exc:
+        log.error("%s: %s", exc.kind, exc)
+        jobs.finish(lease, "failed", error=problem(exc))
+        return "failed"
+    except Exception as exc:
+        log.exception("the job failed")
+        detail = f"{type(exc).__name__}: {exc}; {context.run_folder / 'log.txt'} has the trace"
+        jobs.finish(
+            lease, "failed", error={"type": type(exc).__name__, "title": "Internal error", "status": 500, "detail": detail}
+        )
+        return "failed"
+    jobs.finish(lease, "succeeded", result=result)
+    log.info("succeeded")
+    return "succeeded"
+
+
+class _Pulse:
+    """A thread that keeps the lease alive and notices that the job is to be cancelled or has gone to another worker."""
+
+    def __init__(self, jobs: JobStore, lease: Lease, beat_every_s: float, cancel_poll_s: float) -> None:
+        self._jobs = jobs
+        self._lease = lease
+        self._beat_every_s = beat_every_s
+        self._cancel_poll_s = cancel_poll_s
+        self._lost = threading.Event()
+        self._cancelled = threading.Event()
+        self._ended = threading.Event()
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lost.is_set()
+
+    def should_stop(self) -> bool:
+        return self._lost.is_set() or self._cancelled.is_set()
+
+    @contextmanager
+    def beating(self) -> Generator[None]:
+        thread = threading.Thread(target=self._run, name=f"pulse of {self._lease.job_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _run(self) -> None:
+        last_beat = time.monotonic()
+        while not self._ended.wait(self._cancel_poll_s):
+            try:
+                if time.monotonic() - last_beat >= self._beat_every_s:
+                    is_cancelled = self._jobs.beat(self._lease).cancel_requested
+                    last_beat = time.monotonic()
+                else:
+                    is_cancelled = self._jobs.get(self._lease.job_id).cancel_requested
+            except LeverPlusError:
+                self._lost.set()
+                return
+            except SQLAlchemyError as exc:
+                logger.warning("job %s: no heartbeat: %s", self._lease.job_id, exc)
+                if time.monotonic() - last_beat > HEARTBEAT_LIMIT_S:
+                    self._lost.set()
+                    return
+                continue
+            if is_cancelled:
+                self._cancelled.set()
+
+
+class _ProgressWriter:
+    """Writes progress to the job's row, at most a few times a second: each phase's first and last step, and some between."""
+
+    def __init__(self, jobs: JobStore, lease: Lease) -> None:
+        self._jobs = jobs
+        self._lease = lease
+        self._phase: str | None = None
+        self._phase_start_s = 0.0
+        self._written_s = 0.0
+
+    def write(self, phase: str, step: int, total: int, extra: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        is_new = phase != self._phase
+        if is_new:
+            self._phase, self._phase_start_s = phase, now
+        elif step < total and now - self._written_s < PROGRESS_EVERY_S:
+            return
+        self._written_s = now
+        eta_s = None if is_new or step <= 0 else round((total - step) * (now - self._phase_start_s) / step, 1)
+        self._jobs.progress(self._lease, phase, step, total, eta_s, extra)
+
+
+@contextmanager
+def _job_log(job_id: str, run_folder: Path) -> Generator[logging.Logger]:
+    """A logger that also writes to log.txt in the run directory."""
+    log = logging.getLogger(f"pointer_trainer.job.{job_id}")
+    handler = logging.FileHandler(run_folder / "log.txt", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield log
+    finally:
+        log.removeHandler(handler)
+        handler.close()

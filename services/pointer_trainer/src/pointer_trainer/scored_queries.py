@@ -1,0 +1,169 @@
+"""Pointers out to the scorer and scores back: several requests in flight, results in order, outages waited out."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Literal
+
+from leverplus.client import ScorerClient
+from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import Pointer
+from leverplus.scoring import ScoredCandidate, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
+
+STOP_POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """How requests are cut and how long the scorer may be away. Times in seconds."""
+
+    pointers_a_request: int = 64
+    in_flight: int = 4
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 10.0
+    patience_s: float = 120.0
+    """Waiting that one request may add up to before its error is raised."""
+
+
+@dataclass(frozen=True)
+class AskedQuery:
+    query_id: int
+    pointers: tuple[Pointer, ...]
+
+
+@dataclass(frozen=True)
+class ScoredBatch:
+    """The answer to one request. `queries`: each query with its candidates in the order they were asked for."""
+
+    queries: tuple[tuple[AskedQuery, tuple[ScoredCandidate, ...]], ...]
+    stats: ScoreStats
+    fingerprint: Fingerprint
+
+
+@dataclass
+class ModeCounts:
+    """Scores so far by how they were obtained, and those of them that were in the store already."""
+
+    file: int = 0
+    fallback: int = 0
+    error: int = 0
+    cached: int = 0
+
+    def add(self, stats: ScoreStats) -> None:
+        self.file += stats.file
+        self.fallback += stats.fallback
+        self.error += stats.error
+        self.cached += stats.cached
+
+    def to_json(self) -> dict[str, int | float | None]:
+        """Counts, and shares of all scores (None before the first)."""
+        total = self.file + self.fallback + self.error
+        counts: dict[str, int | float | None] = {"scored": total, "cached": self.cached}
+        for name in ("file", "fallback", "error"):
+            counts[name] = getattr(self, name)
+            counts[f"{name}_share"] = getattr(self, name) / total if total else None
+        return counts
+
+
+class Scorer:
+    """Scores a stream of queries. Every answer must carry the fingerprint of the first: FingerprintMismatch otherwise."""
+
+    def __init__(
+        self,
+        client: ScorerClient,
+        dataset: str,
+        *,
+        flavour: Literal["official", "lever_plus"],
+        check: Callable[[], None],
+        traffic: Traffic | None = None,
+    ) -> None:
+        """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
+        self._client = client
+        self._dataset = dataset
+        self._options = ScoreOptions(flavour=flavour)
+        self._check = check
+        self._traffic = traffic or Traffic()
+        self._ended = threading.Event()
+        self.fingerprint: Fingerprint | None = None
+
+    def score(self, queries: Iterable[AskedQuery]) -> Generator[ScoredBatch]:
+        """The queries' scores, in their order, with at most `in_flight` requests under way.
+
+        Raises what the scorer answers; Unavailable, QueueFull and DeadlineExceeded only after they lasted `patience_s`.
+        """
+        batches = _batches(queries, self._traffic.pointers_a_request)
+        waiting: deque[tuple[list[AskedQuery], Future[ScoreResponse]]] = deque()
+        threads = ThreadPoolExecutor(self._traffic.in_flight, thread_name_prefix="score")
+        try:
+            while True:
+                while len(waiting) < self._traffic.in_flight and (batch := next(batches, None)) is not None:
+                    waiting.append((batch, threads.submit(self._ask, batch)))
+                if not waiting:
+                    return
+                batch, future = waiting.popleft()
+                while not wait([future], timeout=STOP_POLL_S).done:
+                    self._check()
+                yield self._checked(batch, future.result())
+        finally:
+            # A request under way is not waited for: a cancelled job ends now, its answer is dropped.
+            self._ended.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, batch: Sequence[AskedQuery]) -> ScoreResponse:
+        queries = [ScoreQuery(query_id=query.query_id, pointers=[list(pointer) for pointer in query.pointers]) for query in batch]
+        request = ScoreRequest(dataset=self._dataset, queries=queries, options=self._options)
+        waited_s = 0.0
+        pause_s = self._traffic.first_wait_s
+        while True:
+            try:
+                return self._client.score(request)
+            except (Unavailable, QueueFull, DeadlineExceeded) as exc:
+                if self._ended.is_set() or waited_s >= self._traffic.patience_s:
+                    raise
+                this_pause_s = min(max(pause_s, _retry_after_s(exc)), self._traffic.longest_wait_s)
+                self._ended.wait(this_pause_s)
+                waited_s += this_pause_s
+                pause_s *= 2
+
+    def _checked(self, batch: Sequence[AskedQuery], response: ScoreResponse) -> ScoredBatch:
+        fingerprint = Fingerprint.from_json(response.fingerprint)
+        if self.fingerprint is None:
+            self.fingerprint = fingerprint
+        self.fingerprint.require_same(fingerprint, subject="the scorer's newest answer")
+        if [result.query_id for result in response.results] != [query.query_id for query in batch]:
+            raise LeverPlusError("the scorer answered other queries than it was asked; update it to this version")
+        queries: list[tuple[AskedQuery, tuple[ScoredCandidate, ...]]] = []
+        for query, result in zip(batch, response.results, strict=True):
+            if [tuple(candidate.pointer) for candidate in result.candidates] != list(query.pointers):
+                raise LeverPlusError(
+                    f"the scorer answered other pointers of query {query.query_id} than it was asked; update it to this version"
+                )
+            queries.append((query, tuple(result.candidates)))
+        return ScoredBatch(tuple(queries), response.stats, fingerprint)
+
+
+def _batches(queries: Iterable[AskedQuery], limit: int) -> Iterator[list[AskedQuery]]:
+    """Whole queries, cut where the next one would pass `limit` pointers."""
+    batch: list[AskedQuery] = []
+    size = 0
+    for query in queries:
+        if batch and size + len(query.pointers) > limit:
+            yield batch
+            batch, size = [], 0
+        batch.append(query)
+        size += len(query.pointers)
+    if batch:
+        yield batch
+
+
+def _retry_after_s(error: LeverPlusError) -> float:
+    """What the scorer asked for by Retry-After, 0 where it said nothing that can be read."""
+    try:
+        return float(error.context.get("retry_after_s", 0.0))
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,37 @@
+"""Settings of the trainer's API and of its worker; main.py and worker.py read them from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from leverplus.data_root import DataRoot
+
+
+class WorkerSettings(BaseModel):
+    """What both processes need: the data, the database, the broker, the scorer."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
+    database_url: str | None = Field(None, validation_alias="DATABASE_URL")
+    redis_url: str = Field(validation_alias="REDIS_URL", min_length=1)
+    scorer_url: str = Field("http://127.0.0.1:8001", validation_alias="LEVERPLUS_SCORER_URL")
+    threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS", description="torch threads of one job")
+
+    @property
+    def data_root(self) -> DataRoot:
+        return DataRoot(self.data.resolve())
+
+    @property
+    def store_url(self) -> str:
+        """The database: SQLite in the data root unless DATABASE_URL says otherwise."""
+        return self.database_url or self.data_root.sqlite_url
+
+
+class TrainerSettings(WorkerSettings):
+    host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
+    port: int = Field(8002, ge=0, le=65535, validation_alias="LEVERPLUS_TRAINER_PORT")
+    max_upload_mib: int = Field(512, ge=1, validation_alias="LEVERPLUS_MAX_UPLOAD_MIB", description="largest POST /rl-data")
+    reconcile_every_s: float = Field(2.0, gt=0, validation_alias="LEVERPLUS_RECONCILE_EVERY_S")

@@ -1,0 +1,46 @@
+"""From an accepted request to a queued job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from leverplus.errors import Unavailable
+from leverplus.files import remove_folder, write_json
+from leverplus.store import Job
+from leverplus.store.jobs import new_job_id
+from pointer_trainer.state import TrainerState
+
+logger = logging.getLogger(__name__)
+
+
+def submit(state: TrainerState, kind: str, config: Mapping[str, Any], idempotency_key: str | None) -> Job:
+    """Run directory, then the job's row, then the message. Unavailable, with nothing written, when the broker is away.
+
+    A repeated key gives the job that it made first. A message that cannot be sent is left to the reconciler.
+    """
+    state.broker.require()
+    job_id = new_job_id()
+    run_folder = state.data_root.run(job_id)
+    write_json(run_folder / "config.json", {"job_id": job_id, "kind": kind, "config": dict(config)})
+    try:
+        job = state.jobs.create(kind, config, job_id=job_id, idempotency_key=idempotency_key)
+    except BaseException:
+        remove_folder(run_folder)
+        raise
+    if job.id != job_id:
+        remove_folder(run_folder)
+        return job
+    enqueue(state, job)
+    return job
+
+
+def enqueue(state: TrainerState, job: Job) -> None:
+    """Sends the job's message now; a failure is logged, since the reconciler sends it soon."""
+    try:
+        state.broker.send(job.id)
+    except Unavailable as exc:
+        logger.warning("job %s is queued without a message: %s", job.id, exc)
+        return
+    state.jobs.mark_enqueued(job.id)

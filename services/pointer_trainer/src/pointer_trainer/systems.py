@@ -1,0 +1,71 @@
+"""What an evaluation compares: for each system and number of shots, the pointers that it chooses for a query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from leverplus.embeddings import Embeddings
+from leverplus.evaluation import Cell
+from leverplus.ids import ItemId, Pointer
+from leverplus.policies import V3Policy, random_positions, similar_positions
+from leverplus.pools import Pools
+from pointer_trainer.candidates import to_items
+
+ZERO_SHOT, RANDOM, MOST_SIMILAR, V3 = "zero-shot", "random", "most-similar", "v3"
+
+Choices = Mapping[Cell, tuple[Pointer, ...]]
+"""One pointer a cell; several, whose accuracies are averaged, for random."""
+
+
+@dataclass(frozen=True)
+class Systems:
+    """`selectors`: system name -> policy. `draws`: random pointers a query."""
+
+    selectors: Mapping[str, V3Policy]
+    shots: Sequence[int]
+    draws: int
+    beam: int
+    seed: int
+
+
+def selector_names(checkpoint_ids: Sequence[str]) -> list[str]:
+    """Names of the checkpoints' systems: "v3", or with the checkpoint's id where there are several."""
+    return [V3] if len(checkpoint_ids) == 1 else [f"{V3} {checkpoint_id}" for checkpoint_id in checkpoint_ids]
+
+
+def choose(systems: Systems, embeddings: Embeddings, pools: Pools, query_id: ItemId) -> Choices:
+    """Every cell's pointers for one query. Raises InvalidConfig for a pool with fewer items than shots."""
+    pool = pools.pool(query_id)
+    vectors = embeddings.candidate[embeddings.require(pool)]
+    query = embeddings.query[embeddings.require([query_id])[0]]
+    prepared = {name: policy.prepare(vectors) for name, policy in systems.selectors.items()}
+    chosen: dict[Cell, tuple[Pointer, ...]] = {}
+    for shots in sorted(systems.shots):
+        if shots == 0:
+            chosen[ZERO_SHOT, 0] = ((),)
+            continue
+        draws = [
+            random_positions(len(pool), shots, seed=systems.seed, query=f"{query_id}, draw {draw}")
+            for draw in range(systems.draws)
+        ]
+        chosen[RANDOM, shots] = tuple(to_items(pool, positions) for positions in draws)
+        similar = similar_positions(query, vectors, embeddings.manifest.blocks, "joint", shots)
+        chosen[MOST_SIMILAR, shots] = (to_items(pool, similar),)
+        for name, policy in systems.selectors.items():
+            choice = policy.choose(query, prepared[name], shots, systems.beam)
+            chosen[name, shots] = (to_items(pool, choice.positions),)
+    return chosen
+
+
+def accuracies(choices: Choices, scores: Mapping[Pointer, float | None]) -> dict[Cell, float] | None:
+    """Mean accuracy of each cell's pointers for one query; None where one of them has no score."""
+    found: dict[Cell, float] = {}
+    for cell, pointers in choices.items():
+        known = [score for pointer in pointers if (score := scores[pointer]) is not None]
+        if len(known) < len(pointers):
+            return None
+        found[cell] = float(np.mean(known))
+    return found

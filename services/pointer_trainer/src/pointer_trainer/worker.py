@@ -1,0 +1,30 @@
+"""Starts a worker: `python -m pointer_trainer.worker`. One job at a time, in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from leverplus.errors import LeverPlusError
+from leverplus.store import open_store
+from leverplus.web import read_settings
+from pointer_trainer.celery_app import create_celery
+from pointer_trainer.settings import WorkerSettings
+from pointer_trainer.tasks import register_tasks
+
+
+def main() -> None:
+    settings = read_settings(WorkerSettings, os.environ)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        open_store(settings.store_url).dispose()
+    except LeverPlusError as exc:
+        sys.exit(f"error: {exc}")
+    celery = create_celery(settings.redis_url)
+    register_tasks(celery, settings)
+    celery.worker_main(["worker", "--loglevel=info", "--without-gossip", "--without-mingle"])
+
+
+if __name__ == "__main__":
+    main()
