@@ -1,0 +1,49 @@
+"""The training curve as a PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from leverplus.files import atomic_file
+
+
+def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
+    """Left the losses, right the held-out expected reward between choosing at random and always choosing the best.
+
+    `epochs` are the rows of metrics.jsonl; a value of None is left out of its line.
+    """
+    # Figure and canvas are made directly: pyplot keeps global state, and a worker may draw from any thread.
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    losses, rewards = figure.subplots(1, 2)
+    _line(losses, epochs, "train_loss", "train (weighted, with temperature)", "tab:blue", "-")
+    _line(losses, epochs, "held_out_rce", "held out (raw rewards, τ = 1)", "tab:orange", "-")
+    losses.set_ylabel("RCE loss [nats per pointer]")
+    losses.set_title("Loss")
+    _line(rewards, epochs, "held_out_expected_reward", "expected under the selector", "tab:green", "-")
+    _line(rewards, epochs, "held_out_greedy_reward", "of the selector's first choice", "tab:olive", "-")
+    _line(rewards, epochs, "held_out_uniform_reward", "any candidate at random", "tab:gray", "--")
+    _line(rewards, epochs, "held_out_best_reward", "best candidate each time", "tab:gray", ":")
+    rewards.set_ylabel("reward per group")
+    rewards.set_title("Held-out reward among scored candidates")
+    for axes in (losses, rewards):
+        axes.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.4, label="epoch kept")
+        axes.set_xlabel("epoch (0: before training)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8)
+    with atomic_file(path) as stream:
+        figure.savefig(stream, format="png")
+
+
+def _line(axes: Axes, epochs: Sequence[Mapping[str, Any]], name: str, label: str, colour: str, style: str) -> None:
+    points = [(row["epoch"], row[name]) for row in epochs if row.get(name) is not None]
+    if points:
+        axes.plot([x for x, _ in points], [y for _, y in points], label=label, color=colour, linestyle=style, marker="o", ms=3)

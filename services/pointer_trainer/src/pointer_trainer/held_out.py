@@ -1,0 +1,43 @@
+"""What a selector is worth on queries that it was not trained on, judged by the candidates that were scored there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from leverplus.selector import PointerSelectorV3
+from pointer_trainer import losses
+from pointer_trainer.batches import RlBatch
+
+NAMES = ("held_out_rce", "held_out_expected_reward", "held_out_greedy_reward", "held_out_uniform_reward", "held_out_best_reward")
+
+
+@torch.no_grad()
+def measure_held_out(model: PointerSelectorV3, batches: Sequence[RlBatch]) -> dict[str, float]:
+    """Means over all groups (query, shots) of `batches`, in eval mode; the model's own mode is put back.
+
+    RCE on raw rewards at τ = 1; the expected reward under softmax of log π over the scored candidates; the reward of the
+    likeliest of them; and two references that no training moves: one drawn at random, and the best.
+    """
+    was_training = model.training
+    model.eval()
+    sums = dict.fromkeys(NAMES, 0.0)
+    total = 0
+    for batch in batches:
+        rows, mask, _ = batch.groups()
+        logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
+        rewards = batch.rewards_raw[rows]
+        count = len(rows)
+        values = (
+            losses.rce_loss(logp, rewards, mask, 1.0).loss * count,
+            losses.expected_reward(logp, rewards, mask).sum(),
+            losses.greedy_reward(logp, rewards, mask).sum(),
+            losses.expected_reward(torch.zeros_like(logp), rewards, mask).sum(),
+            losses.greedy_reward(rewards, rewards, mask).sum(),
+        )
+        for name, value in zip(NAMES, values, strict=True):
+            sums[name] += value.item()
+        total += count
+    model.train(was_training)
+    return {name: value / total for name, value in sums.items()}

@@ -1,0 +1,259 @@
+"""Whole runs on a synthetic set in which one kind of demonstration always helps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+import torch
+
+from leverplus.checkpoints import load_checkpoint
+from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
+from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
+from leverplus.errors import Cancelled, Conflict, FingerprintMismatch, InvalidConfig, InvalidInput, TrainingDiverged
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.rl_data import Candidate, QueryRecord, RlData
+from pointer_trainer.splits import split_queries
+from pointer_trainer.train_config import TrainConfig, read_train_config
+from pointer_trainer.training import TrainResult, train
+
+ITEMS, QUERIES, WIDTH = 90, 80, 16
+QUICK = {"rce_lr": 1e-2, "hidden_dim": 16, "batch_size": 8, "dropout": 0.0}
+
+
+@dataclass(frozen=True)
+class World:
+    dataset: Dataset
+    embeddings: Embeddings
+    policy: PoolPolicy
+    data: RlData
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Items whose id divides by 4 point into one direction; a demonstration of that kind makes the answer right."""
+    folder = tmp_path_factory.mktemp("data") / "synthetic"
+    write_dataset(
+        folder,
+        DatasetInfo("synthetic", "1", "none", "replicated"),
+        (Item(ItemId(i), "train", None, f"image-{i // 2}", str(i), f"question {i}?", "yes", ("yes",) * 10) for i in range(ITEMS)),
+    )
+    dataset = Dataset.open(folder)
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(ITEMS, WIDTH)).astype(np.float32)
+    rows[::4, 0] += 8.0
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    manifest = EmbeddingManifest(
+        {"name": "synthetic"}, dataset.info.sha256, (Block("joint", 0, WIDTH),), WIDTH, ITEMS, "same", "encoders"
+    )
+    embeddings = Embeddings(rows, rows, manifest)
+    policy = PoolPolicy(sampler="random", k=12)
+    pools = Pools(dataset, embeddings, policy)
+    records = [_record(ItemId(query_id), pools.pool(query_id), random) for query_id in range(QUERIES)]
+    fingerprint = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint(), generation={"vlm": "none"})
+    return World(dataset, embeddings, policy, RlData({}, fingerprint, records))
+
+
+def _record(query_id: ItemId, pool: np.ndarray[Any, Any], random: np.random.Generator) -> QueryRecord:
+    candidates = [Candidate((), None, vqa_correct=1, vqa_acc_score=1.0, vqa_eval_mode="file")]
+    for shots in (1, 2):
+        for _ in range(6):
+            pointer = tuple(ItemId(int(item)) for item in random.choice(pool, size=shots, replace=False))
+            good = int(pointer[0] % 4 == 0)
+            if pointer not in [candidate.pointer for candidate in candidates]:
+                candidates.append(Candidate(pointer, "random", vqa_correct=good, vqa_acc_score=float(good), vqa_eval_mode="file"))
+    return QueryRecord(query_id, {}, tuple(ItemId(int(item)) for item in pool), tuple(candidates))
+
+
+def run(world: World, folder: Path, files: Sequence[RlData] | None = None, **config: Any) -> TrainResult:
+    files = [world.data] if files is None else files
+    return train(
+        TrainConfig(**{**QUICK, **config}),
+        files,
+        world.embeddings,
+        dataset=world.dataset,
+        pool_policy=world.policy,
+        rl_data_refs=[{"id": f"rl-{number}", "sha256": "0" * 64} for number, _ in enumerate(files)],
+        checkpoint_folder=folder / "ckpt-1",
+        run_folder=folder / "run",
+        progress=lambda phase, step, total, extra: None,
+        should_stop=lambda: False,
+    )
+
+
+def with_candidates(world: World, change: Mapping[int, Any]) -> RlData:
+    """The world's RL data with some candidates of every query altered: index -> fields."""
+    records = [
+        replace(
+            record,
+            candidates=tuple(replace(one, **change.get(number, {})) for number, one in enumerate(record.candidates)),
+        )
+        for record in world.data.records
+    ]
+    return replace(world.data, records=records)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"state_update": "gate", "num_layers": 2},
+        {"rce_use_raw_reward": True},
+        {"use_top1_only": True},
+        {"label_smoothing": 0.1},
+    ],
+    ids=["default", "gate", "raw", "top1", "smoothing"],
+)
+def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any]):
+    result = run(world, tmp_path, **extra)
+    before, after = result.epochs[0], result.metrics
+    assert after["held_out_expected_reward"] > after["held_out_uniform_reward"] + 0.2
+    assert after["held_out_expected_reward"] > before["held_out_expected_reward"] + 0.2
+    assert after["held_out_greedy_reward"] > before["held_out_greedy_reward"]
+    assert after["held_out_expected_reward"] == max(row["held_out_expected_reward"] for row in result.epochs[1:])
+    assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
+
+
+def test_what_a_run_leaves_behind(world: World, tmp_path: Path):
+    result = run(world, tmp_path)
+    rows = [orjson.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()]
+    assert rows == list(result.epochs)
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert rows[0]["train_loss"] is None
+    assert rows[5]["temperature"] == 0.5
+    assert rows[5]["step"] == 5 * 8
+    assert (rows[0]["train_queries"], rows[0]["held_out_queries"]) == (64, 16)
+    assert rows[0]["zero_shot"] == QUERIES
+    assert rows[0]["file_share"] == 1.0
+    assert result.curve_path.read_bytes().startswith(b"\x89PNG")
+    tensors, info = load_checkpoint(tmp_path / "ckpt-1")
+    assert info.checkpoint_id == result.checkpoint_id == "ckpt-1"
+    assert info.shots == [1, 2]
+    assert info.metrics == dict(result.metrics)
+    assert info.fingerprint.digests() == world.data.fingerprint.digests()
+    assert info.pool_policy == world.policy.to_json()
+    assert read_train_config(info.training) == TrainConfig(**QUICK)
+    assert tensors["query_proj.weight"].shape == (16, 16)
+
+
+def test_the_same_seed_gives_the_same_weights(world: World, tmp_path: Path):
+    settings = {"rce_epochs": 2, "dropout": 0.3}
+    state = torch.random.get_rng_state()
+    run(world, tmp_path / "a", **settings)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(99)
+    run(world, tmp_path / "b", **settings)
+    run(world, tmp_path / "c", **settings, seed=1)
+    first, second, other = (load_checkpoint(tmp_path / name / "ckpt-1")[0] for name in "abc")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert not np.array_equal(first["query_proj.weight"], other["query_proj.weight"])
+
+
+def test_unknown_rewards_are_left_out_and_counted(world: World, tmp_path: Path):
+    unknown = {"vqa_correct": None, "vqa_acc_score": None, "vqa_eval_mode": "error"}
+    data = with_candidates(world, {1: unknown, 2: {"vqa_eval_mode": "fallback"}})
+    metrics = run(world, tmp_path, [data], rce_epochs=1, skip_fallback_reward=True).metrics
+    assert metrics["unknown_reward"] == QUERIES
+    assert metrics["skipped_fallback"] == QUERIES
+    assert metrics["error_share"] == pytest.approx(QUERIES / metrics["candidates"])
+
+
+def test_nothing_known_is_refused(world: World, tmp_path: Path):
+    unknown = {"vqa_correct": None, "vqa_acc_score": None, "vqa_eval_mode": "error"}
+    with pytest.raises(InvalidInput, match="known reward"):
+        run(world, tmp_path, [with_candidates(world, dict.fromkeys(range(20), unknown))])
+
+
+def test_other_contracts_are_refused(world: World, tmp_path: Path):
+    other_policy = replace(world, policy=PoolPolicy(sampler="random", k=12, seed=1))
+    with pytest.raises(FingerprintMismatch, match=r"rl-0.*pool\.policy\.seed: expected 1, found 0"):
+        run(other_policy, tmp_path)
+    part = {**world.dataset.fingerprint(), "version": "2"}
+    other_data = replace(world.data, fingerprint=replace(world.data.fingerprint, dataset=part))
+    with pytest.raises(FingerprintMismatch, match=r"dataset\.version: expected '1', found '2'"):
+        run(world, tmp_path, [other_data])
+    for generation in ({"vlm": "another"}, None):
+        other_vlm = replace(world.data, fingerprint=replace(world.data.fingerprint, generation=generation))
+        for files in ([world.data, other_vlm], [other_vlm, world.data]):
+            with pytest.raises(FingerprintMismatch, match="generation"):
+                run(world, tmp_path, files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_is_never_overwritten(world: World, tmp_path: Path):
+    (tmp_path / "ckpt-1").mkdir()
+    with pytest.raises(Conflict, match="ckpt-1"):
+        run(world, tmp_path)
+
+
+def test_progress_and_cancellation(world: World, tmp_path: Path):
+    seen: list[tuple[str, int, int]] = []
+    with pytest.raises(Cancelled):
+        train(
+            TrainConfig(**QUICK),
+            [world.data],
+            world.embeddings,
+            dataset=world.dataset,
+            pool_policy=world.policy,
+            rl_data_refs=[{"id": "rl-0", "sha256": ""}],
+            checkpoint_folder=tmp_path / "ckpt-1",
+            run_folder=tmp_path / "run",
+            progress=lambda phase, step, total, extra: seen.append((phase, step, total)),
+            should_stop=lambda: len(seen) == 3,
+        )
+    assert seen == [("rce", 1, 40), ("rce", 2, 40), ("rce", 3, 40)]
+    assert not (tmp_path / "ckpt-1").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(world: World, tmp_path: Path):
+    rows = world.embeddings.query.copy()
+    rows[0] = np.finfo(np.float32).max
+    broken = replace(world, embeddings=Embeddings(rows, rows, world.embeddings.manifest))
+    with pytest.raises(TrainingDiverged, match="learning rate"):
+        run(broken, tmp_path)
+    assert not (tmp_path / "ckpt-1").exists()
+
+
+def test_splits():
+    ids = [ItemId(item) for item in (7, 1, 4, 9, 2)]
+    images = {item: f"image-{item // 3}" for item in ids}
+    assert split_queries(ids, images, 0.8, "by_query") == ([1, 2, 4, 7], [9])
+    # Images: {1, 2}, {4}, {7}, {9}; half of five rounded down is two.
+    assert split_queries(ids, images, 0.5, "by_image") == ([1, 2], [4, 7, 9])
+    assert split_queries(ids, dict.fromkeys(ids[:4], "a") | {ids[4]: "b"}, 0.5, "by_image") == ([1, 4, 7, 9], [2])
+    assert split_queries(ids[:2], images, 0.1, "by_query") == ([1], [7])
+    with pytest.raises(InvalidInput, match="1 image"):
+        split_queries(ids, dict.fromkeys(ids, "a"), 0.5, "by_image")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"grpo_epochs": 1}, "grpo_epochs.*not available in this version; RCE only"),
+        ({"rce_epoch": 3}, "rce_epoch: Extra"),
+        ({"reward": {"mode": "hard_only", "weight": 2}}, "reward.weight"),
+        ({"reward": {"mode": "softest"}}, "softest"),
+        ({"reward": {"mode": "legacy"}}, "alpha"),
+        ({"hidden_dim": 10, "num_heads": 3}, "hidden_dim 10 is not a multiple of num_heads 3"),
+        ({"rce_lr": float("nan")}, "rce_lr"),
+        ({"train_ratio": 1.0}, "train_ratio"),
+    ],
+)
+def test_configs_that_cannot_be_meant(value: dict[str, Any], words: str):
+    with pytest.raises(InvalidConfig, match=words):
+        read_train_config(value)
+
+
+def test_config_defaults_are_the_references():
+    config = TrainConfig()
+    assert (config.rce_epochs, config.grpo_epochs, config.rce_lr, config.grpo_lr, config.train_ratio) == (5, 0, 1e-4, 1e-5, 0.8)
+    assert (config.kl_beta, config.clip_epsilon, config.advantage_clip, config.num_layers) == (0.1, 0.2, 5, 1)
+    assert not any((config.rce_use_raw_reward, config.skip_fallback_reward, config.freeze_backbone_in_grpo, config.use_top1_only))
+    assert read_train_config({"reward": {"mode": "separated", "hard_weight": 2}}).reward.hard_weight == 2
