@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_taken_port_names_itself_and_the_option(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        config = StackConfig(data=tmp_path / "data", vlm=tmp_path / "vlm", ports=Ports(*_free(1), port, *_free(1)))
+        config = StackConfig(data=tmp_path / "data", vlm=tmp_path / "vlm", ports=replace(Ports.free(), trainer=port))
         with pytest.raises(Conflict, match=f"port {port} .* --trainer-port"):
             Stack.start(config)
     OwnerLock(tmp_path / "data" / "launcher.lock").release()

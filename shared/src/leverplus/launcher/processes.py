@@ -19,7 +19,7 @@ from leverplus.launcher.child import Child
 from leverplus.launcher.config import StackConfig
 from leverplus.launcher.ownership import OwnerLock
 from leverplus.launcher.process_table import group_members, has_variable, start_time, stop_group
-from leverplus.launcher.valkey import EmbeddedValkey, require_broker
+from leverplus.launcher.valkey import EmbeddedValkey, require_broker, stop_orphan
 
 # Module, and the probe that says it can be used. The selector is ready only once something is promoted.
 _SERVICES = (
@@ -45,20 +45,25 @@ class Stack:
         self._end = ExitStack()
 
     @classmethod
-    def start(cls, config: StackConfig, *, report: Report | None = None) -> Self:
+    def start(cls, config: StackConfig, *, report: Report | None = None, prepare: Callable[[], None] | None = None) -> Self:
         """Starts what `config` says and returns when scorer and trainer are ready; `report` is told each step.
+
+        `prepare` is called when the folder is owned and nothing of an earlier launcher runs in it, before anything starts.
 
         Raises Conflict (folder owned, port taken), Unavailable (broker), ProcessEnded (with its last log lines) or
         DeadlineExceeded; whatever had been started is stopped then.
         """
         tell = report or (lambda _line: None)
-        _require_model(config.vlm)
+        require_model(config.vlm)
         config.data.mkdir(parents=True, exist_ok=True)
         with ExitStack() as end:
             lock = OwnerLock(config.data / "launcher.lock")
             end.callback(lock.release)
             for name in stop_orphans(config.data):
                 tell(f"stopped {name}, which an earlier launcher had left behind")
+            stop_orphan(config.data / "valkey")
+            if prepare is not None:
+                prepare()
             config.ports.require_free(config.host)
             if config.redis_url is not None:
                 require_broker(config.redis_url)
@@ -192,7 +197,7 @@ def _probe(config: StackConfig, port: int, path: str, said: str | None) -> tuple
     return answer.status, problem.get("detail", said) if isinstance(problem, dict) else said
 
 
-def _require_model(vlm: Path) -> None:
+def require_model(vlm: Path) -> None:
     if not (vlm / "config.json").is_file():
         raise InvalidConfig(
             field="vlm", reason=f"{vlm} is no model directory (it has no config.json); name one with --vlm or LEVERPLUS_VLM"

@@ -1,0 +1,24 @@
+"""The `leverplus` command.
+
+What a command needs is imported when it runs: `leverplus --help` loads neither numpy nor torch.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from leverplus.cli import checkpoints, data, doctor, processes, rl, services
+from leverplus.cli.one_line_errors import OneLineErrors
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    help="Choosing in-context demonstrations for vision-language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for group in (data, services, checkpoints, processes, doctor):
+    group.register(app)
+app.add_typer(rl.app, name="rl")
+
+__all__ = ["app"]

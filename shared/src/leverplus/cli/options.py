@@ -1,0 +1,72 @@
+"""Options that several commands share. The command line and the services read the same variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from leverplus.data_root import DataRoot
+    from leverplus.dataset import Dataset
+
+Data = Annotated[Path, typer.Option("--data", envvar="LEVERPLUS_DATA", help="Folder that holds everything.")]
+DEFAULT_DATA = Path(".leverplus")
+
+Vlm = Annotated[Path | None, typer.Option("--vlm", envvar="LEVERPLUS_VLM", help="Model directory; default: assets/small-vlm.")]
+Device = Annotated[str, typer.Option(envvar="LEVERPLUS_DEVICE", help="auto, cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(envvar="LEVERPLUS_DTYPE", help="auto, float32 or bfloat16.")]
+
+ScorerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SCORER_URL", help="Where vqa_scorer is.")]
+TrainerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_TRAINER_URL", help="Where pointer_trainer is.")]
+SelectorUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SELECTOR_URL", help="Where selector_api is.")]
+SCORER = "http://127.0.0.1:8001"
+TRAINER = "http://127.0.0.1:8002"
+SELECTOR = "http://127.0.0.1:8003"
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's progress and its result, or only its id.")]
+
+
+def data_root(data: Path) -> DataRoot:
+    from leverplus.data_root import DataRoot
+
+    return DataRoot(data.resolve())
+
+
+def open_dataset(data: Path, name: str) -> Dataset:
+    from leverplus.dataset import Dataset
+
+    return Dataset.open(data_root(data).dataset(name))
+
+
+def model_directory(vlm: Path | None) -> Path:
+    """The model that was named, else the one that comes with the repository: below the working directory or the checkout."""
+    if vlm is not None:
+        return vlm
+    places = (Path("assets/small-vlm"), Path(__file__).parents[4] / "assets" / "small-vlm")
+    return next((place for place in places if (place / "config.json").is_file()), places[0])
+
+
+def redis_url() -> str | None:
+    """REDIS_URL; empty counts as unset."""
+    return os.environ.get("REDIS_URL") or None
+
+
+def database_url() -> str | None:
+    """DATABASE_URL; empty counts as unset."""
+    return os.environ.get("DATABASE_URL") or None
+
+
+def one_query(query_id: int | None, question_id: str | None, dataset: Dataset) -> int:
+    """The query that exactly one of the two options names."""
+    from leverplus.errors import InvalidInput
+
+    if (query_id is None) == (question_id is None):
+        raise InvalidInput("name the query by --query-id or by --question-id")
+    if question_id is not None:
+        return dataset.id_of_question(question_id)
+    assert query_id is not None
+    return dataset.item(query_id).item_id

@@ -1,0 +1,78 @@
+"""Commands that start the services: up, demo."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from leverplus.cli.options import DEFAULT_DATA, Data, Device, Dtype, Vlm, database_url, model_directory, redis_url
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(up)
+    app.command()(demo)
+
+
+def up(
+    data: Data = DEFAULT_DATA,
+    vlm: Vlm = None,
+    host: Annotated[str, typer.Option(envvar="LEVERPLUS_HOST", help="Where the services listen.")] = "127.0.0.1",
+    scorer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SCORER_PORT")] = 8001,
+    trainer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_TRAINER_PORT")] = 8002,
+    selector_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SELECTOR_PORT")] = 8003,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
+) -> None:
+    """Start the broker (unless REDIS_URL is set), the three services and a worker; ^C stops them."""
+    from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, stop_on_signals
+
+    config = StackConfig(
+        data=data.resolve(),
+        vlm=model_directory(vlm),
+        ports=Ports(scorer_port, trainer_port, selector_port),
+        host=host,
+        redis_url=redis_url(),
+        database_url=database_url(),
+        device=device,
+        dtype=dtype,
+        threads=threads,
+    )
+    try:
+        with stop_on_signals(), Stack.start(config, report=_say) as stack:
+            print(f"data in {config.data}; logs in {config.data / 'logs'}; ^C stops everything", flush=True)
+            while True:
+                stack.require_running()
+                time.sleep(0.5)
+    except StoppedBySignal as stopped:
+        raise typer.Exit(stopped.exit_code) from None
+
+
+def demo(
+    data: Annotated[Path, typer.Option("--data", help="Folder of the demo.")] = Path(".leverplus/demo"),
+    vlm: Vlm = None,
+    full: Annotated[bool, typer.Option("--full", help="0 to 4 shots instead of 0 to 2.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller cut, for a first look and for CI.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end, until ^C.")] = False,
+) -> None:
+    """The whole main job on easy-vqa: embed, generate, score, train, evaluate, promote, select."""
+    from leverplus.demo import DemoConfig, run_demo
+    from leverplus.errors import InvalidInput
+    from leverplus.launcher import StoppedBySignal, stop_on_signals
+
+    if full and quick:
+        raise InvalidInput("--full and --quick contradict each other: choose one")
+    size = "full" if full else "quick" if quick else "standard"
+    config = DemoConfig(data=data.resolve(), vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url())
+    try:
+        with stop_on_signals():
+            run_demo(config)
+    except StoppedBySignal as stopped:
+        raise typer.Exit(stopped.exit_code) from None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,206 @@
+"""Commands that ask the running services: score, train, evaluate, promote, select."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from leverplus.cli.options import SCORER, SELECTOR, TRAINER, Json, ScorerUrl, SelectorUrl, TrainerUrl, Wait
+
+JOB_LIMIT_S = 7 * 24 * 3600.0
+
+
+def register(app: typer.Typer) -> None:
+    for command in (score, train, evaluate, promote, select):
+        app.command()(command)
+
+
+def score(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    query_id: Annotated[int, typer.Option(help="ItemId of the query.")],
+    pointer: Annotated[list[str], typer.Option(help="ItemIds with commas, e.g. 4,17; '' is zero-shot; may be repeated.")],
+    flavour: Annotated[str, typer.Option(help="official or lever_plus.")] = "official",
+    as_json: Json = False,
+    scorer_url: ScorerUrl = SCORER,
+) -> None:
+    """Have the VLM answer a query with each of the given demonstrations, and score the answers."""
+    from leverplus.cli.output import print_json, print_table
+    from leverplus.client import ScorerClient
+    from leverplus.errors import InvalidInput
+    from leverplus.scoring import ScoreRequest
+
+    if flavour not in ("official", "lever_plus"):
+        raise InvalidInput(f"--flavour {flavour!r} is neither 'official' nor 'lever_plus'")
+    query = {"query_id": query_id, "pointers": [_pointer(text) for text in pointer]}
+    request = validated(ScoreRequest, {"dataset": dataset, "queries": [query], "options": {"flavour": flavour}})
+    with ScorerClient(scorer_url) as client:
+        response = client.score(request)
+    if as_json:
+        print_json(response.model_dump())
+        return
+    print_table(
+        f"query {query_id} of {dataset}",
+        ("pointer", "answer", "accuracy", "correct", "mode"),
+        (
+            (each.pointer, each.vqa_pred_answer, each.vqa_acc_score, each.vqa_correct, each.vqa_eval_mode)
+            for each in response.results[0].candidates
+        ),
+    )
+
+
+def train(
+    rl_data: Annotated[list[str], typer.Argument(help="Ids of RL data (`leverplus rl generate` or `rl upload`).")],
+    config: Annotated[Path | None, typer.Option(help="TOML file of the training configuration.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE in TOML, above the file.")] = None,
+    wait: Wait = True,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Train a selector on RL data."""
+    from leverplus.client import TrainerClient
+
+    chosen = {**(_toml_file(config) if config is not None else {}), **_assigned(assignments or [])}
+    with TrainerClient(trainer_url) as client:
+        finish_job(client, client.train(rl_data, chosen), "train", wait=wait)
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    checkpoint: Annotated[list[str] | None, typer.Option(help="Checkpoint to evaluate; may be repeated.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the queries.")] = "test",
+    queries: Annotated[int | None, typer.Option(min=1, help="So many queries; default: all of the split.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="Numbers of shots; may be repeated; default 0, 1, 2.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    wait: Wait = True,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Compare zero-shot, random, most-similar and learned demonstrations on the same queries."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from leverplus.client import TrainerClient
+    from leverplus.evaluation import Evaluation, accuracy_table, difference_table
+
+    body = {
+        "dataset": dataset,
+        "split": split,
+        "queries": queries,
+        "checkpoints": checkpoint or [],
+        "shots": shots or [0, 1, 2],
+        "seed": seed,
+    }
+    with TrainerClient(trainer_url) as client:
+        result = finish_job(client, client.evaluate(body), "evaluate", wait=wait, show=False)
+    if result is not None:
+        evaluation = Evaluation.from_json(result["evaluation"])
+        Console().print(Markdown(accuracy_table(evaluation) + "\n" + difference_table(evaluation)))
+
+
+def promote(
+    checkpoint: Annotated[str, typer.Argument(help="Id of the checkpoint.")],
+    reason: Annotated[str, typer.Option(help="Why; it is recorded in the deployment.")],
+    alias: Annotated[str, typer.Option(help="What serves it.")] = "production",
+    by: Annotated[str | None, typer.Option(help="Who; default: the user's name here.")] = None,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Have an alias serve a checkpoint."""
+    from leverplus.cli.output import print_json
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url) as client:
+        print_json(client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason))
+
+
+def select(
+    query_id: Annotated[int | None, typer.Option(help="ItemId of the query.")] = None,
+    question_id: Annotated[str | None, typer.Option(help="The dataset's own id of the query.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, max=4)] = None,
+    policy: Annotated[str | None, typer.Option(help="v3, random, similar_image, …")] = None,
+    beam: Annotated[int | None, typer.Option(min=1)] = None,
+    dataset: Annotated[str | None, typer.Option()] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of an alias.")] = None,
+    alias: Annotated[str | None, typer.Option(help="Default: production.")] = None,
+    selector_url: SelectorUrl = SELECTOR,
+) -> None:
+    """The demonstrations that the promoted selector chooses for a query."""
+    from leverplus.cli.output import print_json
+    from leverplus.client import SelectorClient
+    from leverplus.errors import InvalidInput
+
+    if (query_id is None) == (question_id is None):
+        raise InvalidInput("name the query by --query-id or by --question-id")
+    given: dict[str, Any] = {"query_id": query_id, "question_id": question_id, "shots": shots, "policy": policy, "beam": beam}
+    given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias}
+    with SelectorClient(selector_url) as client:
+        print_json(client.select(**{name: value for name, value in given.items() if value is not None}))
+
+
+def finish_job(client: Any, job_id: str, title: str, *, wait: bool, show: bool = True) -> dict[str, Any] | None:
+    """Prints the id; waits and prints the result if asked to. The result, None without waiting."""
+    from leverplus.cli.job_progress import watch_job
+    from leverplus.cli.output import print_json
+
+    if not wait:
+        print(job_id)
+        return None
+    result = watch_job(client, job_id, title, limit_s=JOB_LIMIT_S, note=lambda _result: job_id)
+    if show:
+        print_json(result)
+    return result
+
+
+def validated(model: Any, value: Mapping[str, Any]) -> Any:
+    """`value` as a pydantic model, or InvalidInput naming the first fault."""
+    from pydantic import ValidationError
+
+    from leverplus.errors import InvalidInput
+
+    try:
+        return model.model_validate(value)
+    except ValidationError as exc:
+        fault = exc.errors(include_url=False)[0]
+        raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, found {fault['input']!r}") from exc
+
+
+def _pointer(text: str) -> list[int]:
+    from leverplus.errors import InvalidInput
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as exc:
+        raise InvalidInput(f"--pointer {text!r}: write ItemIds with commas, e.g. 4,17") from exc
+
+
+def _toml_file(path: Path) -> dict[str, Any]:
+    import tomllib
+
+    from leverplus.errors import InvalidConfig
+
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError as exc:
+        raise InvalidConfig(field="--config", reason=f"{path} does not exist") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise InvalidConfig(field=str(path), reason=f"not TOML: {exc}") from exc
+
+
+def _assigned(assignments: list[str]) -> dict[str, Any]:
+    import tomllib
+
+    from leverplus.errors import InvalidConfig
+
+    chosen: dict[str, Any] = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        for text in (assignment, f'{name} = "{value}"'):  # a bare word is text
+            try:
+                chosen |= tomllib.loads(text)
+                break
+            except tomllib.TOMLDecodeError:
+                continue
+        else:
+            raise InvalidConfig(field="--set", reason=f"{assignment!r}: write FIELD=VALUE")
+    return chosen
