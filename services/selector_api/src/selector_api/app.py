@@ -22,7 +22,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
     library = Library(settings.data_root)
 
     def ready() -> str | None:
-        served, fault = library.fault(DEFAULT_ALIAS)
+        served, fault = library.follow(DEFAULT_ALIAS)
         if served is None:
             assert fault is not None
             raise Unavailable(what=f"deployment {DEFAULT_ALIAS!r}", reason=str(fault), hint="nothing is served under it")
@@ -33,7 +33,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
-        await run_in_threadpool(library.fault, DEFAULT_ALIAS)
+        await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
 
     app = create_service("selector_api", ready=ready, lifespan=lifespan)

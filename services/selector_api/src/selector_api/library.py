@@ -64,18 +64,11 @@ class Library:
 
         NotFound without a deployment; why the checkpoint cannot be served where nothing was before.
         """
-        served, fault = self._follow(alias)
+        served, fault = self.follow(alias)
         if served is None:
             assert fault is not None
             raise fault
         return served
-
-    def fault(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
-        """What is served and why the deployment is not; a deployment that could not be loaded is tried again."""
-        try:
-            return self._follow(alias)
-        except LeverPlusError as exc:
-            return None, exc
 
     def checkpoint(self, checkpoint_id: str) -> Served | None:
         """A checkpoint that is in memory."""
@@ -94,7 +87,8 @@ class Library:
         with self._lock:
             return self._datasets.get(name, self._dataset_file(name))
 
-    def _follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
+    def follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
+        """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again."""
         with self._lock:
             stamp = _stamp(self._root.deployment(alias))
             state = self._aliases.get(alias)
