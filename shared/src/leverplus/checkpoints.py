@@ -1,0 +1,150 @@
+"""The checkpoint folder: `model.safetensors` and `checkpoint.json`. numpy only, so that serving needs no torch.
+
+A checkpoint says itself what it is: the selector's configuration gives the name and shape of every tensor, and a folder
+that holds others, fewer or more is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from leverplus.data_root import DataRoot
+from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, NotFound
+from leverplus.files import atomic_folder, file_sha256, write_json
+from leverplus.fingerprint import Fingerprint
+from leverplus.selector.config import SelectorConfig, tensor_shapes
+
+FORMAT = "leverplus-checkpoint-1"
+MODEL_FILE = "model.safetensors"
+INFO_FILE = "checkpoint.json"
+
+Tensors = dict[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """checkpoint.json.
+
+    `selector`: the fields of SelectorConfig. `pool_policy`: PoolPolicy.to_json, empty where it is unknown. `shots`: the
+    numbers of demonstrations it was trained on. `rl_data`: [{"id", "sha256"}]. `created_at`: ISO 8601, UTC.
+    `model_sha256` is filled in by `save_checkpoint`.
+    """
+
+    checkpoint_id: str
+    format: str
+    selector: dict[str, Any]
+    dataset: str
+    pool_policy: dict[str, Any]
+    shots: list[int]
+    fingerprint: Fingerprint
+    training: dict[str, Any]
+    rl_data: list[dict[str, str]]
+    metrics: dict[str, Any]
+    code_version: str
+    created_at: str
+    model_sha256: str = field(default="")
+
+    @property
+    def selector_config(self) -> SelectorConfig:
+        return SelectorConfig.from_json(self.selector)
+
+    def to_json(self) -> dict[str, Any]:
+        value = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**value, "fingerprint": self.fingerprint.to_json()}
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, npt.NDArray[np.float32]], info: CheckpointInfo) -> CheckpointInfo:
+    """Writes the folder whole or not at all; returns the completed info.
+
+    Raises Conflict if the folder exists, InvalidCheckpoint if the tensors are not those of info.selector.
+    """
+    if folder.exists():
+        raise Conflict(f"checkpoint {folder} exists already; checkpoints are never overwritten, choose another id")
+    if info.format != FORMAT:
+        raise InvalidCheckpoint(path=folder, reason=f"format is {info.format!r}, expected {FORMAT!r}")
+    _check_tensors(folder, tensors, info)
+    with atomic_folder(folder) as target:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, target / MODEL_FILE)
+        complete = replace(info, model_sha256=file_sha256(target / MODEL_FILE))
+        write_json(target / INFO_FILE, complete.to_json())
+    return complete
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """checkpoint.json alone. NotFound without one, InvalidCheckpoint where it cannot be read or lacks a field."""
+    path = folder / INFO_FILE
+    if not path.is_file():
+        raise NotFound(what="checkpoint", name=folder.name, hint=f"{folder} has no {INFO_FILE}")
+    try:
+        value = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as exc:
+        raise InvalidCheckpoint(path=path, reason=f"not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise InvalidCheckpoint(path=path, reason=f"a {type(value).__name__}, expected an object")
+    if value.get("format") != FORMAT:
+        raise InvalidCheckpoint(path=path, reason=f"format is {value.get('format')!r}, expected {FORMAT!r}")
+    names = {item.name for item in fields(CheckpointInfo)}
+    if missing := sorted(names - set(value)):
+        raise InvalidCheckpoint(path=path, reason=f"field {missing[0]!r} is missing")
+    if unknown := sorted(set(value) - names):
+        raise InvalidCheckpoint(path=path, reason=f"unknown field {unknown[0]!r}")
+    expected = {"selector": dict, "pool_policy": dict, "training": dict, "metrics": dict, "shots": list, "rl_data": list}
+    for name, kind in {**expected, "fingerprint": dict, "model_sha256": str, "dataset": str}.items():
+        if not isinstance(value[name], kind):
+            raise InvalidCheckpoint(path=path, reason=f"field {name!r} is {value[name]!r}, expected a {kind.__name__}")
+    return CheckpointInfo(**{**value, "fingerprint": Fingerprint.from_json(value["fingerprint"])})
+
+
+def load_checkpoint(folder: Path) -> tuple[Tensors, CheckpointInfo]:
+    """Tensors by name and the info.
+
+    Raises NotFound (no checkpoint), InvalidCheckpoint (unreadable, altered since it was written, a tensor missing,
+    unexpected, of another shape, or not finite).
+    """
+    info = read_info(folder)
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise InvalidCheckpoint(path=path, reason="missing; restore the whole folder")
+    if (found := file_sha256(path)) != info.model_sha256:
+        raise InvalidCheckpoint(
+            path=path, reason=f"sha256 is {found[:12]}…, {INFO_FILE} says {info.model_sha256[:12]}…; restore the whole folder"
+        )
+    try:
+        tensors = load_file(path)
+    except SafetensorError as exc:
+        raise InvalidCheckpoint(path=path, reason=f"not a safetensors file: {exc}") from exc
+    _check_tensors(path, tensors, info)
+    return tensors, info
+
+
+def list_checkpoints(root: DataRoot) -> list[CheckpointInfo]:
+    """Every checkpoint of the data root, oldest first. InvalidCheckpoint names a folder that cannot be read."""
+    parent = root.path / "checkpoints"
+    # A name with a dot in front is a folder that is still being written.
+    folders = [path for path in parent.iterdir() if path.is_dir() and path.name[0] != "."] if parent.is_dir() else []
+    return sorted((read_info(folder) for folder in folders), key=lambda info: (info.created_at, info.checkpoint_id))
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], info: CheckpointInfo) -> None:
+    try:
+        expected = tensor_shapes(info.selector_config)
+    except InvalidConfig as exc:
+        raise InvalidCheckpoint(path=path, reason=f"its configuration is unusable: {exc}") from exc
+    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or unexpected:
+        raise InvalidCheckpoint(path=path, reason=f"tensors missing: {missing}, unexpected: {unexpected}")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != np.float32:
+            raise InvalidCheckpoint(path=path, reason=f"tensor {name} is {tensor.dtype} {tensor.shape}, expected float32 {shape}")
+        if not np.isfinite(tensor).all():
+            raise InvalidCheckpoint(path=path, reason=f"tensor {name} has values that are not finite")

@@ -1,0 +1,44 @@
+"""Random orders that are the same on every machine and in every version of numpy.
+
+numpy does not promise the same stream from a seed for ever, and a pool must be the same when it is served as when it
+was trained on. So ids are ordered by a keyed hash of their own: the finaliser of SplitMix64 (Steele, Lea and Flood,
+"Fast splittable pseudorandom number generators", 2014), which is a bijection, so that two ids never tie.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+def derive_seed(*parts: int | str | bytes) -> int:
+    """64-bit seed: the first eight bytes of a sha256 over the parts, each with its type and length."""
+    state = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else str(part).encode()
+        state.update(f"{type(part).__name__}:{len(data)}:".encode())
+        state.update(data)
+    return int.from_bytes(state.digest()[:8], "big")
+
+
+def random_keys(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
+    """One key an id; sorting by it is a random order of the ids. ids [n] non-negative → keys [n]."""
+    z = (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(seed % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(27))) * _MIX_2
+    return z ^ (z >> np.uint64(31))
+
+
+def random_first(ids: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The first `count` of `ids` in a random order: drawn without replacement, whatever order they came in."""
+    keys = random_keys(ids, seed)
+    if count < len(ids):
+        chosen = np.argpartition(keys, count)[:count] if count else np.empty(0, dtype=np.int64)
+        ids, keys = ids[chosen], keys[chosen]
+    return ids[np.argsort(keys)]
