@@ -15,11 +15,22 @@ import torch
 from leverplus.checkpoints import load_checkpoint
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
-from leverplus.errors import Cancelled, Conflict, FingerprintMismatch, InvalidConfig, InvalidInput, TrainingDiverged
+from leverplus.errors import (
+    Cancelled,
+    Conflict,
+    FingerprintMismatch,
+    IdOutsidePool,
+    InvalidConfig,
+    InvalidInput,
+    TrainingDiverged,
+)
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import Candidate, QueryRecord, RlData
+from leverplus.selector import PointerSelectorV3, SelectorConfig
+from pointer_trainer import losses
+from pointer_trainer.batches import build_examples, collate
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig, read_train_config
 from pointer_trainer.training import TrainResult, train
@@ -121,6 +132,35 @@ def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any
     assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
 
 
+def test_rce_equals_the_formula_taken_one_pointer_at_a_time(world: World):
+    """Mean over groups of Σ_i w_i Σ_t CE(logits_t, a_t), w = softmax(z / τ): no batch, no padding, no shared encoding."""
+    examples, _ = build_examples([world.data], TrainConfig().reward)
+    batch = collate(examples[:7], world.embeddings)
+    torch.manual_seed(0)
+    model = PointerSelectorV3(SelectorConfig(d_model=WIDTH, hidden_dim=8, num_layers=2, state_update="gate"))
+    rows, mask, _ = batch.groups()
+    logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
+    found = losses.rce_loss(logp, losses.zscore(batch.rewards_raw[rows], mask), mask, 0.8).loss
+
+    per_group: list[torch.Tensor] = []
+    for example in examples[:7]:
+        query = torch.from_numpy(world.embeddings.query[[example.query_id]])
+        pool = torch.from_numpy(world.embeddings.candidate[example.pool])[None]
+        for shots in (1, 2):
+            pointers = [row[:shots] for row in example.positions.tolist() if len([p for p in row if p >= 0]) == shots]
+            rewards = example.rewards[(example.positions >= 0).sum(-1) == shots].astype(np.float64)
+            spread = rewards.std(ddof=1)
+            scaled = np.exp((rewards - rewards.mean()) / (spread if spread > 0 else 1) / 0.8)
+            costs = [
+                torch.nn.functional.cross_entropy(
+                    model(query, pool, torch.tensor([pointer]))[0], torch.tensor(pointer), reduction="sum"
+                )
+                for pointer in pointers
+            ]
+            per_group.append(sum((w * cost for w, cost in zip(scaled / scaled.sum(), costs, strict=True)), torch.zeros(())))
+    assert found.item() == pytest.approx(torch.stack(per_group).mean().item(), abs=1e-6, rel=1e-6)
+
+
 def test_what_a_run_leaves_behind(world: World, tmp_path: Path):
     result = run(world, tmp_path)
     rows = [orjson.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_bytes().splitlines()]
@@ -185,6 +225,19 @@ def test_other_contracts_are_refused(world: World, tmp_path: Path):
             with pytest.raises(FingerprintMismatch, match="generation"):
                 run(world, tmp_path, files)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_a_pool_contract_is_trained_on_what_will_be_served(world: World, tmp_path: Path):
+    used = sorted({item for record in world.data.records for one in record.candidates for item in one.pointer})
+    served = replace(world, policy=PoolPolicy(sampler="from_pointers", exclude=("query",), ids=tuple(used)))
+    foreign = replace(world.data, fingerprint=replace(world.data.fingerprint, pool=None, generation=None))
+    run(served, tmp_path, [foreign], rce_epochs=1)
+    _, info = load_checkpoint(tmp_path / "ckpt-1")
+    contract = Fingerprint(pool=Pools(world.dataset, world.embeddings, served.policy).fingerprint())
+    contract.require_same(info.fingerprint, subject="checkpoint", parts=("pool",))
+    too_small = replace(world, policy=PoolPolicy(sampler="from_pointers", exclude=("query",), ids=tuple(used[:-1])))
+    with pytest.raises(IdOutsidePool, match=rf"item {used[-1]} "):
+        run(too_small, tmp_path / "again", [foreign])
 
 
 def test_a_checkpoint_is_never_overwritten(world: World, tmp_path: Path):

@@ -29,7 +29,7 @@ from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer import losses
 from pointer_trainer.batches import QueryExample, RlBatch, build_examples, collate
-from pointer_trainer.contract import require_one_contract
+from pointer_trainer.contract import under_one_contract
 from pointer_trainer.curves import plot_training_curve
 from pointer_trainer.held_out import measure_held_out
 from pointer_trainer.splits import split_queries
@@ -81,9 +81,11 @@ def train(
             f"checkpoint {checkpoint_folder.name} exists already; checkpoints are never overwritten, choose another id"
         )
     device = _device(config)
-    fingerprint = require_one_contract(rl_data, rl_data_refs, dataset=dataset, embeddings=embeddings, pool_policy=pool_policy)
-    examples, counts = build_examples(rl_data, config.reward, skip_fallback=config.skip_fallback_reward)
-    query_ids = {record.query_id for data in rl_data for record in data.records}
+    files, fingerprint = under_one_contract(
+        rl_data, rl_data_refs, dataset=dataset, embeddings=embeddings, pool_policy=pool_policy
+    )
+    examples, counts = build_examples(files, config.reward, skip_fallback=config.skip_fallback_reward)
+    query_ids = {record.query_id for data in files for record in data.records}
     image_ids = {query_id: dataset.item(query_id).image_id for query_id in query_ids}
     parts = split_queries(sorted(query_ids), image_ids, config.train_ratio, config.split)
     train_examples, held_out_examples = (_of(examples, set(part)) for part in parts)
