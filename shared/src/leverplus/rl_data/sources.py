@@ -139,9 +139,12 @@ def _non_finite(path: Path, text: bytes, line: int | None) -> InvalidRlData | No
     if found is None:
         return None
     keys, number = found
-    query, _, field = keys.lstrip(".").partition(".")
-    if line is not None:
-        query, field = str(value.get("query_id", f"in line {line}")) if isinstance(value, dict) else f"in line {line}", keys[1:]
+    if line is None and not (isinstance(value, dict) and "query_id" in value):
+        query, _, field = keys.lstrip(".").partition(".")
+    else:
+        query, field = f"in line {line or 1}", keys.lstrip(".")
+        if isinstance(value, dict) and "query_id" in value:
+            query = str(value["query_id"])
     return Place(path, query).refuse(field or query, f"is {number}, which is not JSON; what is unknown is null")
 
 
