@@ -153,12 +153,15 @@ class TrainerClient(ServiceClient):
         on_progress: Callable[[dict[str, Any]], None] | None = None,
         poll_s: float = 0.3,
     ) -> dict[str, Any]:
-        """The result of a job that succeeded; raises what made it fail, Cancelled, or DeadlineExceeded after `limit_s`."""
+        """The result of a job that succeeded; raises what made it fail, Cancelled, or DeadlineExceeded after `limit_s`.
+
+        `on_progress` is called with every poll, with an empty mapping while the job waits, and may raise.
+        """
         end = time.monotonic() + limit_s
         while time.monotonic() < end:
             job = self.job(job_id)
-            if on_progress is not None and job.get("progress"):
-                on_progress(job["progress"])
+            if on_progress is not None:
+                on_progress(job.get("progress") or {})
             if job["status"] in _TERMINAL:
                 return _result(job)
             time.sleep(poll_s)

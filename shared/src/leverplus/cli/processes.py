@@ -57,6 +57,7 @@ def demo(
     full: Annotated[bool, typer.Option("--full", help="0 to 4 shots instead of 0 to 2.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller cut, for a first look and for CI.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end, until ^C.")] = False,
+    threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
 ) -> None:
     """The whole main job on easy-vqa: embed, generate, score, train, evaluate, promote, select."""
     from leverplus.demo import DemoConfig, run_demo
@@ -66,7 +67,9 @@ def demo(
     if full and quick:
         raise InvalidInput("--full and --quick contradict each other: choose one")
     size = "full" if full else "quick" if quick else "standard"
-    config = DemoConfig(data=data.resolve(), vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url())
+    config = DemoConfig(
+        data=data.resolve(), vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url(), threads=threads
+    )
     try:
         with stop_on_signals():
             run_demo(config)

@@ -78,11 +78,7 @@ def evaluate(
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Compare zero-shot, random, most-similar and learned demonstrations on the same queries."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
     from leverplus.client import TrainerClient
-    from leverplus.evaluation import Evaluation, accuracy_table, difference_table
 
     body = {
         "dataset": dataset,
@@ -95,8 +91,7 @@ def evaluate(
     with TrainerClient(trainer_url) as client:
         result = finish_job(client, client.evaluate(body), "evaluate", wait=wait, show=False)
     if result is not None:
-        evaluation = Evaluation.from_json(result["evaluation"])
-        Console().print(Markdown(accuracy_table(evaluation) + "\n" + difference_table(evaluation)))
+        print(result["markdown"])
 
 
 def promote(

@@ -1,0 +1,52 @@
+"""The demo's data folder: what a run finds there, and what it begins without."""
+
+from __future__ import annotations
+
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.dataset.easy_vqa import import_easy_vqa
+from leverplus.demo.config import DemoConfig
+from leverplus.errors import Conflict
+from leverplus.files import remove_folder, write_json
+
+_MARK = "demo.json"
+_ANEW = ("rl-data", "runs", "checkpoints", "deployments", "valkey", "logs", "results")
+
+
+def claim_folder(config: DemoConfig) -> None:
+    """Marks an empty folder as the demo's. Conflict for one that holds other work, since a run deletes what it finds."""
+    if (config.data / _MARK).is_file():
+        return
+    held = sorted(path.name for path in config.data.iterdir()) if config.data.is_dir() else []
+    if [name for name in held if name != "launcher.lock"]:
+        raise Conflict(
+            f"{config.data} holds {held[0]} and was not made by the demo, which begins by deleting earlier scores and "
+            "checkpoints; name an empty folder with --data"
+        )
+    write_json(config.data / _MARK, {"purpose": "data of `leverplus demo`; scores and checkpoints are made anew by each run"})
+
+
+def prepare_folder(config: DemoConfig) -> str:
+    """Deletes scores, RL data, checkpoints and deployments of earlier runs; imports the dataset if it is not there.
+
+    Embeddings stay. Returns what happened, in words. The caller owns the folder.
+    """
+    for name in _ANEW:
+        remove_folder(config.data / name)
+    for path in config.data.glob("store.sqlite*"):
+        path.unlink()
+    cut = config.cut
+    folder = DataRoot(config.data).dataset(cut.dataset)
+    kept = folder.is_dir()
+    if not kept:
+        import_easy_vqa(
+            folder,
+            name=cut.dataset,
+            train_images=cut.train_images,
+            test_images=cut.test_images,
+            questions_per_image=cut.questions_per_image,
+            val_share=0.0,
+        )
+    info = Dataset.open(folder).info
+    counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
+    return f"{cut.dataset}: {counts} questions{' (kept)' if kept else ''}"

@@ -1,0 +1,68 @@
+"""The evaluation as tables in a terminal, with what they do and do not say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from leverplus.evaluation import Difference, Evaluation, Row
+
+
+def print_evaluation(result: Mapping[str, Any]) -> None:
+    """Accuracies and paired differences with their 95 % intervals; `result` is that of an evaluation job."""
+    from rich.console import Console
+    from rich.table import Table
+
+    evaluation = _evaluation(result)
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    shots = sorted({row.shots for row in evaluation.rows})
+    title = f"VQA accuracy in % [95 % interval], {result['queries']} test questions about {evaluation.images} images"
+    table = Table(title=title, title_justify="left")
+    table.add_column("demonstrations")
+    for count in shots:
+        table.add_column("1 shot" if count == 1 else f"{count} shots", justify="right")
+    for system in dict.fromkeys(row.system for row in evaluation.rows):
+        found = {row.shots: row for row in evaluation.rows if row.system == system}
+        table.add_row(system, *(_accuracy(found.get(count)) for count in shots))
+    differences = Table(title="Paired differences in points [95 % interval]", title_justify="left")
+    for column in ("demonstrations", "shots", "against", "difference"):
+        differences.add_column(column, justify="left" if column in ("demonstrations", "against") else "right")
+    for row in evaluation.differences:
+        differences.add_row(row.system, str(row.shots), row.baseline, _difference(row))
+    console.print()
+    console.print(table)
+    console.print(differences)
+    console.print(_reading(evaluation, result["answers_source"]), highlight=False)
+
+
+def _evaluation(result: Mapping[str, Any]) -> Evaluation:
+    return Evaluation.from_json({name: result[name] for name in ("rows", "differences", "images", "draws", "seed")})
+
+
+def _accuracy(row: Row | None) -> str:
+    if row is None:
+        return ""
+    return f"{100 * row.mean:.1f}" + (
+        "" if row.low is None or row.high is None else f" [{100 * row.low:.1f}, {100 * row.high:.1f}]"
+    )
+
+
+def _difference(row: Difference) -> str:
+    interval = "" if row.low is None or row.high is None else f" [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
+    return f"{100 * row.difference:+.1f}{interval}"
+
+
+def _reading(evaluation: Evaluation, answers_source: str) -> str:
+    """What may be concluded."""
+    clear = [row for row in evaluation.differences if row.low is not None and row.high is not None and row.low * row.high > 0]
+    found = (
+        f"{len(clear)} of {len(evaluation.differences)} intervals of a difference leave out 0."
+        if clear
+        else "Every interval of a difference holds 0: no choice of demonstrations is shown to be better than another."
+    )
+    answers = " easy-vqa has one answer a question, counted as ten." if answers_source == "replicated" else ""
+    return (
+        f"{found}{answers}\nOn this data demonstrations hardly matter: the small VLM was trained on such questions and needs no "
+        "examples.\nThe demo shows that every part works, not that learned demonstrations help."
+    )
