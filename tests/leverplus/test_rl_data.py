@@ -172,7 +172,7 @@ BAD_ENTRIES: list[tuple[str, Any, str]] = [
     ("propensity 0", entry(row([1], propensity=0), pool=[1]), "propensity.*above 0 to 1"),
     ("propensity above 1", entry(row([1], propensity=1.5), pool=[1]), "propensity"),
     ("count 0", entry(row([1], count=0), pool=[1]), "count"),
-    ("temperature 0", entry(row([1], temperature=0.0), pool=[1]), "temperature.*above 0"),
+    ("temperature negative", entry(row([1], temperature=-1.0), pool=[1]), "temperature.*from 0"),
     ("method a number", entry(row([1], gen_method=3), pool=[1]), "gen_method"),
     ("unknown mode", entry(row([1], vqa_eval_mode="guess"), pool=[1]), "vqa_eval_mode.*'guess'"),
     ("mode a list", entry(row([1], vqa_eval_mode=["file"]), pool=[1]), "vqa_eval_mode"),

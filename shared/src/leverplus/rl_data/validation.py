@@ -69,7 +69,7 @@ _RULES: dict[str, Callable[[Any], str | None]] = {
     "beam_rank": _integer(0, MAX_ITEM_ID),
     "beam_score": _number(),
     "logprob_score": _number(),
-    "temperature": _number(0, above=True),
+    "temperature": _number(0),
     "propensity": _number(0, 1, above=True),
     "count": _integer(1, MAX_ITEM_ID),
     "vqa_raw_generation": _text,
