@@ -21,6 +21,8 @@ from vqa_scorer.engines import Engine, ScoringPrompt
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
 
+_CHARACTERS_PER_IMAGE = 200
+
 
 @dataclass(frozen=True)
 class WorkKey:
@@ -61,7 +63,7 @@ class ScoringService:
             load=self._load,
             batch_size=batch_size,
             capacity=queue_size,
-            length=lambda prompt: len(prompt.demonstrations),
+            length=rough_length,
             load_failed=load_failed,
         )
         self.metrics = ScorerMetrics(lambda: (self.worker.waiting, self.worker.in_progress, self.worker.capacity))
@@ -195,6 +197,12 @@ class ScoringService:
                 self.scores.commit(dataset_digest, self._generation_digest, rows)
         except OperationalError as exc:
             raise _database_away(exc) from exc
+
+
+def rough_length(prompt: ScoringPrompt) -> int:
+    """Characters of a prompt, by which alike ones are batched; a picture counts as many as a long question."""
+    shots = (*prompt.demonstrations, prompt.query)
+    return sum(_CHARACTERS_PER_IMAGE + len(shot.question) + len(shot.answer or "") for shot in shots)
 
 
 def _database_away(exc: OperationalError) -> Unavailable:

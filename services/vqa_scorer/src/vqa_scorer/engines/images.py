@@ -55,6 +55,8 @@ class ImageCache(Generic[T]):
             self._values.move_to_end(key)
             return self._values[key]
         value = self._make(path)
+        if self._size(value) > self._limit:
+            return value
         self._values[key] = value
         self._held += self._size(value)
         while self._held > self._limit:

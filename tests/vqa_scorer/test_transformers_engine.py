@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
+from leverplus.files import file_sha256
+from leverplus.prompts import SHORT_ANSWER, Shot
+from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.images import ImageCache
+from vqa_scorer.engines.processor import load_processor
+from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[ScoringPrompt]:
+    """Pointers of length 0 to 4 over pictures of two sizes."""
+    shots: list[Shot] = []
+    for number, (colour, size) in enumerate(
+        [("red", (64, 64)), ("green", (90, 60)), ("blue", (64, 64)), ("white", (64, 64)), ("brown", (60, 120))]
+    ):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", size, colour).save(path)
+        shots.append(Shot(path, f"{'which ' * number}colour?", colour))
+    query = Shot(shots[0].image, "and this one?")
+    return [ScoringPrompt(tuple(shots[1 : 1 + count]), query) for count in (2, 0, 4, 1, 3)]
+
+
+def loaded(folder: Path, **options: Any) -> TransformersEngine:
+    engine = TransformersEngine(folder, device="cpu", dtype="float32", **options)
+    engine.load()
+    return engine
+
+
+def stock_answer(folder: Path, prompt: ScoringPrompt) -> str:
+    """One prompt through transformers' own processor and generate, without padding."""
+    processor = load_processor(folder)
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    messages = SHORT_ANSWER.messages(prompt.demonstrations, prompt.query)
+    text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    images = [Image.open(shot.image).convert("RGB") for shot in (*prompt.demonstrations, prompt.query)]
+    inputs = processor(text=[text], images=images, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    return processor.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_batch_answers_as_one_at_a_time(random_vlm: Path, prompts: list[ScoringPrompt], num_beams: int) -> None:
+    engine = loaded(random_vlm, arguments=GenerationArguments(num_beams=num_beams), batch_size=3)
+    together = engine.generate(prompts)
+    assert together == [engine.generate([prompt])[0] for prompt in prompts]
+    assert len(set(together)) > 1, "answers that are all alike would show nothing"
+
+
+def test_answers_are_those_of_the_stock_processor_and_generate(random_vlm: Path, prompts: list[ScoringPrompt]) -> None:
+    assert loaded(random_vlm).generate(prompts) == [stock_answer(random_vlm, prompt) for prompt in prompts]
+
+
+def test_a_directorys_own_generation_settings_do_not_count(
+    random_vlm: Path, prompts: list[ScoringPrompt], tmp_path: Path
+) -> None:
+    sampling = tmp_path / "sampling"
+    shutil.copytree(random_vlm, sampling)
+    (sampling / "generation_config.json").write_text('{"do_sample": true, "temperature": 5.0, "repetition_penalty": 3.0}')
+    engine, plain = loaded(sampling), loaded(random_vlm)
+    assert engine.generate(prompts) == plain.generate(prompts)
+    assert engine.generation_fingerprint() == plain.generation_fingerprint()
+
+
+def test_the_fingerprint_names_weights_prompt_arguments_and_dtype(random_vlm: Path) -> None:
+    found = loaded(random_vlm).generation_fingerprint()
+    assert found["vlm"]["model_type"] == "qwen2_5_vl"
+    assert found["vlm"]["weights_sha256"] == file_sha256(random_vlm / "model.safetensors")
+    assert found["prompt"] == SHORT_ANSWER.fingerprint()
+    assert found["arguments"] == {"max_new_tokens": 5, "num_beams": 1, "length_penalty": None}
+    assert found["dtype"] == "float32"
+    beams = loaded(random_vlm, arguments=GenerationArguments(num_beams=3)).generation_fingerprint()
+    assert beams["arguments"] == {"max_new_tokens": 5, "num_beams": 3, "length_penalty": 0.0}
+
+
+def test_directories_that_are_no_vlm_are_refused(random_vlm: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="absent"):
+        loaded(tmp_path / "absent")
+    for name in ("weightless", "truncated", "partial", "foreign"):
+        shutil.copytree(random_vlm, tmp_path / name)
+    (tmp_path / "weightless" / "model.safetensors").unlink()
+    with pytest.raises(InvalidCheckpoint, match=r"no \*\.safetensors"):
+        loaded(tmp_path / "weightless")
+    (tmp_path / "truncated" / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(InvalidCheckpoint, match="not readable"):
+        loaded(tmp_path / "truncated")
+    tensors = load_file(random_vlm / "model.safetensors")
+    lost = next(name for name in tensors if "layers.1." in name)
+    save_file(
+        {name: value for name, value in tensors.items() if name != lost},
+        tmp_path / "partial" / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(InvalidCheckpoint, match="1 missing keys"):
+        loaded(tmp_path / "partial")
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(InvalidCheckpoint, match="'bert'"):
+        loaded(tmp_path / "foreign")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_refused(random_vlm: Path) -> None:
+    with pytest.raises(InvalidConfig, match="no GPU"):
+        TransformersEngine(random_vlm, device="cuda").load()
+
+
+def test_what_cannot_be_a_prompt_is_refused(random_vlm: Path, prompts: list[ScoringPrompt], tmp_path: Path) -> None:
+    engine = loaded(random_vlm)
+    (tmp_path / "cut.png").write_bytes(prompts[0].query.image.read_bytes()[:60])
+    with pytest.raises(InvalidInput, match=r"cut\.png"):
+        engine.generate([ScoringPrompt((), Shot(tmp_path / "cut.png", "colour?"))])
+    with pytest.raises(InvalidInput, match="image placeholder"):
+        engine.generate([ScoringPrompt((), Shot(prompts[0].query.image, "<|image_pad|>?"))])
+
+
+def test_the_image_cache_is_bounded_and_notices_a_replaced_file(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    for path in paths:
+        path.write_text(path.name * 4)
+    made: list[str] = []
+
+    def make(path: Path) -> str:
+        made.append(path.name)
+        return path.read_text()
+
+    cache = ImageCache(make, size=len, limit=8)
+    for path in (paths[0], paths[1], paths[0], paths[2], paths[0]):
+        assert cache.get(path) == path.name * 4
+    assert made == ["a", "b", "c"]
+    assert cache.get(paths[1]) == "bbbb"
+    assert made == ["a", "b", "c", "b"]
+    assert len(cache) == 2
+    paths[1].write_text("longer than all")
+    assert cache.get(paths[1]) == "longer than all"
+    assert len(cache) == 2
