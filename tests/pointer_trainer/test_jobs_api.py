@@ -19,6 +19,7 @@ from redis import Redis
 
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
+from leverplus.files import remove_folder
 from leverplus.store import JobStore
 from pointer_trainer.app import create_app
 from pointer_trainer.celery_app import QUEUE
@@ -115,6 +116,16 @@ def test_what_cannot_run_is_refused_before_there_is_a_job(
     assert words in answer.json()["detail"]
     assert api.get("/jobs").json() == {"jobs": []}
     assert not (data.path / "runs").exists()
+
+
+def test_embeddings_must_be_there_first(api: TestClient, data: DataRoot) -> None:
+    rl_data_id = upload(api).json()["rl_data_id"]
+    remove_folder(data.embeddings("toy"))
+    bodies = {"/rl-data/generate": {"dataset": "toy"}, "/evaluate": {"dataset": "toy"}, "/train": {"rl_data": [rl_data_id]}}
+    for path, body in bodies.items():
+        answer = api.post(path, json=body)
+        assert answer.status_code == 404
+        assert "POST /embeddings" in answer.json()["detail"]
 
 
 def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettings, data: DataRoot) -> None:

@@ -18,13 +18,14 @@ def embed(context: JobContext) -> dict[str, Any]:
     dataset = Dataset.open(context.data_root.dataset(request.dataset))
     embeddings = None if request.overwrite else _existing(context, dataset)
     is_kept = embeddings is not None
-    if embeddings is None:
+    if embeddings is not None:
+        context.step("embed", len(embeddings), len(embeddings))
+    else:
         embeddings = embed_dataset(
             dataset, batch_size=request.batch_size, progress=lambda done, total: context.step("embed", done, total)
         )
         context.check()
         embeddings.save(context.data_root.embeddings(request.dataset), overwrite=True)
-    context.step("embed", len(embeddings), len(embeddings))
     manifest = embeddings.manifest
     return {
         "dataset": request.dataset,

@@ -10,7 +10,7 @@ from sse_starlette import EventSourceResponse
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
-from leverplus.embeddings import Embeddings
+from leverplus.errors import NotFound
 from leverplus.store import Job
 from pointer_trainer.events import job_events
 from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
@@ -43,20 +43,26 @@ def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel,
     return Accepted(job_id=job.id)
 
 
+def _require_embeddings(state: TrainerState, dataset: str) -> None:
+    """That there are some; the job reads and checks them, which may take long."""
+    if not state.data_root.embeddings(dataset).is_dir():
+        raise NotFound(what="embeddings", name=dataset, hint="make them first: POST /embeddings or `leverplus embed`")
+
+
 @router.post("/embeddings", status_code=202)
 def start_embeddings(body: EmbeddingsRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Embeds every item of a dataset."""
-    Dataset.open(state.data_root.dataset(body.dataset))
+    Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     return _accept(state, response, EMBED, body, key)
 
 
 @router.post("/rl-data/generate", status_code=202)
 def start_generation(body: GenerateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Makes candidate pointers, has them scored, and keeps them as RL data."""
-    dataset = Dataset.open(state.data_root.dataset(body.dataset))
+    dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     sample_queries(dataset, body.split, body.queries, body.seed)
     dataset.split_ids(body.pool.candidate_split)
-    Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
+    _require_embeddings(state, body.dataset)
     if body.checkpoint is not None:
         read_info(state.data_root.checkpoint(body.checkpoint))
     return _accept(state, response, GENERATE, body, key)
@@ -66,7 +72,9 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
 def start_training(body: TrainRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Trains a selector on RL data; the result names the checkpoint."""
     config = read_train_config(body.config)
-    open_heads(state.data_root, body.rl_data)
+    fingerprint = open_heads(state.data_root, body.rl_data)
+    if fingerprint.dataset is not None:
+        _require_embeddings(state, fingerprint.dataset["name"])
     checked = TrainRequest(rl_data=body.rl_data, config=config.model_dump(mode="json"))
     return _accept(state, response, TRAIN, checked, key)
 
@@ -74,9 +82,9 @@ def start_training(body: TrainRequest, response: Response, state: State, key: Id
 @router.post("/evaluate", status_code=202)
 def start_evaluation(body: EvaluateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Compares systems on held-out queries, with intervals."""
-    dataset = Dataset.open(state.data_root.dataset(body.dataset))
+    dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     sample_queries(dataset, body.split, body.queries, body.seed)
-    Embeddings.open(state.data_root.embeddings(body.dataset), dataset)
+    _require_embeddings(state, body.dataset)
     for checkpoint in body.checkpoints:
         read_info(state.data_root.checkpoint(checkpoint))
     return _accept(state, response, EVALUATE, body, key)
