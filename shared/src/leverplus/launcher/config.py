@@ -67,7 +67,7 @@ class StackConfig:
     threads: int = 1
     variables: Mapping[str, str] = field(default_factory=dict[str, str])
     ready_limit_s: float = 120.0
-    stop_limit_s: float = 10.0
+    stop_limit_s: float = 5.0
 
     def url(self, port: int) -> str:
         """Where a service is reached from this machine; one that listens everywhere is asked on the loopback."""
