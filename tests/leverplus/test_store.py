@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,20 +39,10 @@ def test_migrations_give_the_tables_of_the_schema(engine: Engine):
 
 def test_opening_again_or_at_once_is_harmless(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'store.sqlite'}"
-    failures: list[BaseException] = []
-
-    def open_it() -> None:
-        try:
-            open_store(url).dispose()
-        except BaseException as exc:
-            failures.append(exc)
-
-    threads = [threading.Thread(target=open_it) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    with ThreadPoolExecutor(4) as pool:
+        engines = list(pool.map(open_store, [url] * 4))
+    for engine in engines:
+        engine.dispose()
 
 
 def test_database_url_faults_are_named(tmp_path: Path):

@@ -101,7 +101,8 @@ def read_info(folder: Path) -> CheckpointInfo:
     for name, kind in {**expected, "fingerprint": dict, "model_sha256": str, "dataset": str}.items():
         if not isinstance(value[name], kind):
             raise InvalidCheckpoint(path=path, reason=f"field {name!r} is {value[name]!r}, expected a {kind.__name__}")
-    return CheckpointInfo(**{**value, "fingerprint": Fingerprint.from_json(value["fingerprint"])})
+    known: dict[str, Any] = {**value, "fingerprint": Fingerprint.from_json(value["fingerprint"])}
+    return CheckpointInfo(**known)
 
 
 def load_checkpoint(folder: Path) -> tuple[Tensors, CheckpointInfo]:

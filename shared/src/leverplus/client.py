@@ -18,6 +18,7 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
     kind.__name__: kind
     for kind in (
         errors.InvalidInput,
+        errors.GenerationFailed,
         errors.InvalidDataset,
         errors.InvalidRlData,
         errors.InvalidPointer,

@@ -145,6 +145,6 @@ class GenerationFailed(LeverPlusError):
 class TrainingDiverged(LeverPlusError):
     title = "Training diverged"
     template = (
-        "loss {loss}, gradient norm {grad_norm} in epoch {epoch}, step {step}; lower the learning rate (now {lr:g}), and look for "
-        "extreme rewards and embeddings"
+        "loss {loss}, gradient norm {grad_norm} in epoch {epoch}, step {step}; lower the learning rate (now {lr:g}), and look "
+        "for extreme rewards and embeddings"
     )
