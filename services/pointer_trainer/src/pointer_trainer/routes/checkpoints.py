@@ -25,6 +25,7 @@ class DeploymentList(BaseModel):
 
 @router.get("/checkpoints")
 def get_checkpoints(state: State) -> CheckpointList:
+    """Every checkpoint as it describes itself: configuration, pool policy, fingerprints, training data, metrics."""
     return CheckpointList(checkpoints=[info.to_json() for info in list_checkpoints(state.data_root)])
 
 
@@ -37,6 +38,7 @@ def promote_checkpoint(checkpoint_id: str, body: PromoteRequest, state: State) -
 
 @router.get("/deployments")
 def get_deployments(state: State) -> DeploymentList:
+    """What each alias serves, since when, by whom and why, with its predecessor."""
     return DeploymentList(deployments=list_deployments(state.data_root))
 
 

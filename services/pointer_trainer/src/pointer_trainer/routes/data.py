@@ -73,12 +73,14 @@ async def upload_rl_data(
 
 @router.get("/rl-data")
 def get_rl_data(state: State) -> RlDataList:
+    """RL data by id, each with its size and `_meta`."""
     paths = sorted((state.data_root.path / "rl-data").glob("[!.]*.ndjson"))
     return RlDataList(rl_data=[RlDataHead(rl_data_id=path.stem, bytes=path.stat().st_size, meta=head(path)) for path in paths])
 
 
 @router.get("/datasets")
 def get_datasets(state: State) -> DatasetList:
+    """Datasets with their splits and hashes."""
     return DatasetList(datasets=_datasets(state))
 
 

@@ -103,6 +103,7 @@ def list_jobs(
 
 @router.get("/jobs/{job_id}")
 def get_job(job_id: str, state: State) -> Job:
+    """A job as it stands: status, progress, result or error."""
     return state.jobs.get(job_id)
 
 
