@@ -182,9 +182,9 @@ def train_model(model: Any, data: TrainingData, arguments: argparse.Namespace) -
         optimizer.load_state_dict(saved["optimizer"])
         data.generator.set_state(saved["generator"].cpu())
         step, seconds_before, curve = saved["step"], saved["seconds"], saved["curve"]
-    started = time.monotonic()
+    started, reported, out_of_time = time.monotonic(), step, False
     model.train()
-    while step < arguments.steps and time.monotonic() - started < arguments.minutes * 60:
+    while step < arguments.steps and not out_of_time:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
         picked = torch.randint(0, len(training_items), (arguments.batch_size,), device=device, generator=data.generator)
@@ -201,17 +201,19 @@ def train_model(model: Any, data: TrainingData, arguments: argparse.Namespace) -
         optimizer.step()
         window += loss.detach()
         step += 1
-        if step % arguments.report_every == 0 or step == arguments.steps:
+        out_of_time = time.monotonic() - started > arguments.minutes * 60
+        if step % arguments.report_every == 0 or step == arguments.steps or out_of_time:
             model.eval()
             accuracy = [held_out_accuracy(forward, data, held_out_items, n, held_out_images) for n in range(MAX_SHOTS + 1)]
             model.train()
             point = {
                 "step": step,
                 "seconds": round(seconds_before + time.monotonic() - started, 1),
-                "loss": round(float(window) / ((step - 1) % arguments.report_every + 1), 4),
+                "loss": round(float(window) / (step - reported), 4),
                 "held_out_accuracy": [round(value, 4) for value in accuracy],
             }
             window.zero_()
+            reported = step
             curve.append(point)
             print(json.dumps(point), flush=True)
             if arguments.checkpoint:
