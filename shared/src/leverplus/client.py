@@ -68,7 +68,9 @@ class ServiceClient:
     def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url.rstrip("/")
         timeout = httpx.Timeout(timeout_s, connect=5.0)
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport)
+        # A machine's HTTP_PROXY must not stand between it and itself.
+        direct = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport, mounts=direct)
 
     def __enter__(self) -> Self:
         return self

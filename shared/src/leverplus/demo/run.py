@@ -57,7 +57,7 @@ def run_demo(config: DemoConfig) -> None:
 
 def _show(config: DemoConfig, stack: Stack, outcome: Outcome) -> None:
     """Tables, then the files that were made."""
-    print_evaluation(outcome.evaluation)
+    print_evaluation(outcome.evaluation, outcome.report)
     results = config.results
     results.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(outcome.curve, results / "training_curve.png")

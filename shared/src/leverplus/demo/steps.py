@@ -23,9 +23,10 @@ REASON = "demo: chosen by hand, whatever the evaluation says"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made. `selection` is the answer of GET /select, `answer` what the VLM then said."""
+    """What a run made. `report`: of the RL data; `selection`: the answer of GET /select; `answer`: what the VLM then said."""
 
     rl_data_id: str
+    report: Mapping[str, Any]
     checkpoint_id: str
     curve: Path
     evaluation: Mapping[str, Any]
@@ -42,12 +43,12 @@ def run_main_job(config: DemoConfig, stack: Stack) -> Outcome:
         SelectorClient(stack.selector_url) as selector,
     ):
         embed(trainer, stack, cut)
-        rl_data_id = generate(trainer, stack, cut)
+        rl_data_id, report = generate(trainer, stack, cut)
         checkpoint_id, curve = train(trainer, stack, cut, rl_data_id)
         evaluation = evaluate(trainer, stack, cut, checkpoint_id)
         promote(trainer, checkpoint_id)
         selection, answer = select(selector, scorer, config)
-    return Outcome(rl_data_id, checkpoint_id, curve, evaluation, selection, answer)
+    return Outcome(rl_data_id, report, checkpoint_id, curve, evaluation, selection, answer)
 
 
 def embed(trainer: TrainerClient, stack: Stack, cut: Cut) -> None:
@@ -62,8 +63,8 @@ def generate_request(cut: Cut) -> dict[str, Any]:
     return {"dataset": cut.dataset, "split": "train", "queries": cut.train_queries, **cut.generate}
 
 
-def generate(trainer: TrainerClient, stack: Stack, cut: Cut) -> str:
-    """Candidate pointers, scored; the id of the RL data."""
+def generate(trainer: TrainerClient, stack: Stack, cut: Cut) -> tuple[str, dict[str, Any]]:
+    """Candidate pointers, scored: the id of the RL data, and the report on it."""
 
     def note(result: Mapping[str, Any]) -> str:
         report = result["report"]
@@ -73,7 +74,8 @@ def generate(trainer: TrainerClient, stack: Stack, cut: Cut) -> str:
         return f"{report['candidates']} pointers of {report['queries']} queries scored ({modes}{correct})"
 
     job_id = trainer.generate(generate_request(cut))
-    return watch_job(trainer, job_id, "generate", limit_s=STEP_LIMIT_S, note=note, check=stack.require_running)["rl_data_id"]
+    result = watch_job(trainer, job_id, "generate", limit_s=STEP_LIMIT_S, note=note, check=stack.require_running)
+    return result["rl_data_id"], result["report"]
 
 
 def train(trainer: TrainerClient, stack: Stack, cut: Cut, rl_data_id: str) -> tuple[str, Path]:

@@ -9,8 +9,8 @@ from typing import Any
 from leverplus.evaluation import Difference, Evaluation, Row
 
 
-def print_evaluation(result: Mapping[str, Any]) -> None:
-    """Accuracies and paired differences with their 95 % intervals; `result` is that of an evaluation job."""
+def print_evaluation(result: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Accuracies and paired differences with their 95 % intervals, from an evaluation's result and its RL data's report."""
     from rich.console import Console
     from rich.table import Table
 
@@ -33,7 +33,7 @@ def print_evaluation(result: Mapping[str, Any]) -> None:
     console.print()
     console.print(table)
     console.print(differences)
-    console.print(_reading(evaluation, result["answers_source"]), highlight=False)
+    console.print(_reading(evaluation, result["answers_source"], report), highlight=False)
 
 
 def _evaluation(result: Mapping[str, Any]) -> Evaluation:
@@ -53,16 +53,18 @@ def _difference(row: Difference) -> str:
     return f"{100 * row.difference:+.1f}{interval}"
 
 
-def _reading(evaluation: Evaluation, answers_source: str) -> str:
-    """What may be concluded."""
+def _reading(evaluation: Evaluation, answers_source: str, report: Mapping[str, Any]) -> str:
+    """What may be concluded, and what not."""
     clear = [row for row in evaluation.differences if row.low is not None and row.high is not None and row.low * row.high > 0]
-    found = (
+    alike = report["queries_all_correct"] + report["queries_all_wrong"]
+    lines = [
         f"{len(clear)} of {len(evaluation.differences)} intervals of a difference leave out 0."
         if clear
-        else "Every interval of a difference holds 0: no choice of demonstrations is shown to be better than another."
-    )
-    answers = " easy-vqa has one answer a question, counted as ten." if answers_source == "replicated" else ""
-    return (
-        f"{found}{answers}\nOn this data demonstrations hardly matter: the small VLM was trained on such questions and needs no "
-        "examples.\nThe demo shows that every part works, not that learned demonstrations help."
-    )
+        else "Every interval of a difference holds 0: no choice of demonstrations is shown to be better than another.",
+        "On this data demonstrations hardly matter: the small VLM was trained on such questions and needs no examples.",
+        f"For {alike} of {report['queries']} training queries all candidates scored alike: they teach a selector nothing.",
+        "So the demo shows that every part works, not that learned demonstrations help.",
+    ]
+    if answers_source == "replicated":
+        lines.append("easy-vqa has one answer a question; it counts as ten.")
+    return "\n".join(lines)
