@@ -44,6 +44,8 @@ def run_demo(config: DemoConfig) -> None:
         try:
             outcome = run_main_job(config, stack)
         except LeverPlusError as exc:
+            # A process that has ended is a better account of a broken connection than the connection's own error.
+            stack.require_running()
             exc.context.setdefault("tail", _last_lines(config.data))
             raise
         _show(config, stack, outcome)

@@ -15,7 +15,7 @@ def print_evaluation(result: Mapping[str, Any], report: Mapping[str, Any]) -> No
     from rich.table import Table
 
     evaluation = _evaluation(result)
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     shots = sorted({row.shots for row in evaluation.rows})
     title = f"VQA accuracy in % [95 % interval], {result['queries']} test questions about {evaluation.images} images"
     table = Table(title=title, title_justify="left")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import http.client
 import sys
 import time
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import orjson
 
-from leverplus.errors import DeadlineExceeded, InvalidConfig, Unavailable
+from leverplus.errors import DeadlineExceeded, InvalidConfig
 from leverplus.files import write_json
 from leverplus.launcher.child import Child
 from leverplus.launcher.config import StackConfig
@@ -136,17 +136,6 @@ class Stack:
                     )
                 time.sleep(0.1)
             tell(f"{module} on {self.config.url(port)}")
-
-
-@contextmanager
-def child_logs(stack: Stack) -> Generator[None]:
-    """Adds the log of a process that has ended to whatever error the block raises because of it."""
-    try:
-        yield
-    except Unavailable:
-        # A client saw a broken connection; a dead process is the better account of it.
-        stack.require_running()
-        raise
 
 
 def stop_orphans(data: Path) -> list[str]:
