@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
-from leverplus.errors import FingerprintMismatch, IdOutsidePool, InvalidRlData, LeverPlusError, NotFound
+from leverplus.errors import Conflict, FingerprintMismatch, IdOutsidePool, InvalidRlData, LeverPlusError, NotFound
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.metric import metric_fingerprint
-from leverplus.rl_data import Candidate, QueryRecord, inspect, iter_records, merge_duplicates, read, write
+from leverplus.rl_data import Candidate, QueryRecord, inspect, iter_records, merge_duplicates, read, read_dropping_invalid, write
 
 FINGERPRINT = Fingerprint(metric=metric_fingerprint())
 
@@ -87,6 +87,13 @@ def test_scores_of_an_error_are_unknown(tmp_path: Path) -> None:
     for candidate in read(path).records[0].candidates:
         assert (candidate.vqa_eval_mode, candidate.vqa_correct, candidate.vqa_acc_score) == ("error", None, None)
     assert any("2 scores of candidates" in warning for warning in inspect(path)["warnings"])
+
+
+def test_correctness_as_a_truth_value_or_a_whole_float(tmp_path: Path) -> None:
+    rows = [row([n], vqa_correct=value) for n, value in enumerate([True, False, 1.0, 0.0, 1, None], start=1)]
+    values = [each.vqa_correct for each in read(put(tmp_path, {"9": entry(*rows, query={})})).records[0].candidates]
+    assert values == [1, 0, 1, 0, 1, None]
+    assert all(type(value) is int for value in values[:5])
 
 
 def test_without_pools_all_pointers_ids_are_one_pool(tmp_path: Path) -> None:
@@ -159,7 +166,8 @@ BAD_ENTRIES: list[tuple[str, Any, str]] = [
     ("another query inside", entry(row([1]), pool=[1], query={"query_id": 8}), r"query\.query_id.*8"),
     ("unknown pool source", entry(row([1]), pool=[1], pool_source="dice"), "pool_source"),
     ("correct out of range", entry(row([1], vqa_correct=2), pool=[1]), r"vqa_correct.*2, expected 0 to 1"),
-    ("bool for correct", entry(row([1], vqa_correct=True), pool=[1]), r"vqa_correct.*bool"),
+    ("correct a fraction", entry(row([1], vqa_correct=0.5), pool=[1]), r"vqa_correct.*0\.5 \(float\)"),
+    ("correct a text", entry(row([1], vqa_correct="1"), pool=[1]), r"vqa_correct.*str"),
     ("score above 1", entry(row([1], vqa_acc_score=1.01), pool=[1]), r"vqa_acc_score.*1\.01.*from 0 to 1"),
     ("score negative", entry(row([1], vqa_acc_score=-0.1), pool=[1]), "vqa_acc_score"),
     ("score a text", entry(row([1], vqa_acc_score="0.6"), pool=[1]), r"vqa_acc_score.*str"),
@@ -270,6 +278,42 @@ def test_ids_outside_the_dataset(tmp_path: Path, dataset: Dataset) -> None:
             read(put(tmp_path, bad), dataset)
 
 
+def test_a_query_that_is_another_item_of_the_dataset_is_refused(tmp_path: Path, dataset: Dataset) -> None:
+    """The fixture's item n has image i<n> and question q<n>; a file whose ids are shifted by one says otherwise."""
+    for fields in ({"question_id": "q7", "image_id": "i7"}, {"question_id": None}, {}):
+        read(put(tmp_path, {"7": entry(row([1]), pool=[1], query=fields)}), dataset)
+    for fields, named in [
+        ({"question_id": "q6", "image_id": "i7"}, r"query\.question_id: is 'q6'.*item 7 of dataset 'twelve' has 'q7'.*shifted"),
+        ({"question_id": "q7", "image_id": 6}, r"query\.image_id: is 6.*has 'i7'.*train first"),
+    ]:
+        path = put(tmp_path, {"7": entry(row([1]), pool=[1], query=fields)})
+        with pytest.raises(InvalidRlData, match=named):
+            read(path, dataset)
+        read(path)
+
+
+def test_a_question_id_that_two_splits_have_is_that_of_either(tmp_path: Path) -> None:
+    """Importers write such an id as <split>:<id>; an old file holds it without the split."""
+    folder = tmp_path / "two"
+    items = [Item(ItemId(n), split, None, "4", f"{split}:5", "what?", "x", ("x",)) for n, split in enumerate(["train", "val"])]
+    write_dataset(folder, DatasetInfo("two", "1", "CC0", "human"), items)
+    for stated in (5, "train:5"):
+        path = put(tmp_path, {"0": {"query": {"question_id": stated, "image_id": 4}, "pointer_candidates": [row([1])]}})
+        assert read(path, Dataset.open(folder)).records[0].query_id == 0
+
+
+def test_errors_call_a_file_by_the_name_they_are_told(tmp_path: Path, dataset: Dataset) -> None:
+    for text in ("[]", '{"7": {}}', '{"query_id": 7}\n{"query_id": 8}\n', json.dumps({"7": entry(row([12]), pool=[12])})):
+        with pytest.raises(InvalidRlData) as caught:
+            read(put(tmp_path, text), dataset, name="mine.json")
+        assert str(caught.value).startswith("mine.json: ")
+        assert str(tmp_path) not in f"{caught.value} {caught.value.context}"
+    other = Fingerprint(dataset={**dataset.fingerprint(), "version": "2"})
+    write(tmp_path / "other.json", [record_of(of(1))], fingerprint=other, meta={})
+    with pytest.raises(FingerprintMismatch, match=r"^mine\.json was made"):
+        read(tmp_path / "other.json", dataset, name="mine.json")
+
+
 def test_a_file_of_another_dataset_is_refused(tmp_path: Path, dataset: Dataset) -> None:
     record = QueryRecord(ItemId(7), {}, (ItemId(1),), (Candidate((ItemId(1),), "beam"),))
     own = Fingerprint(dataset=dataset.fingerprint())
@@ -363,9 +407,92 @@ def test_merging_fills_in_what_one_row_knows() -> None:
     assert (merged.vqa_eval_mode, merged.vqa_correct) == ("error", None)
 
 
+def test_float_noise_is_no_contradiction() -> None:
+    beam, drawn = of(1, gen_method="beam", vqa_gt_prob=0.5000001), of(1, vqa_gt_prob=0.5, vqa_acc_score=0.3)
+    (merged,) = merge_duplicates([drawn, beam])
+    assert (merged.gen_method, merged.vqa_gt_prob, merged.vqa_acc_score, merged.count) == ("beam", 0.5000001, 0.3, 2)
+    with pytest.raises(Conflict, match=r"0\.5 and 0\.5001"):
+        merge_duplicates([of(1, vqa_gt_prob=0.5), of(1, vqa_gt_prob=0.5001)])
+
+
 def test_counts_are_those_of_the_drawn_rows() -> None:
     (merged,) = merge_duplicates([of(1, gen_method="beam"), of(1, propensity=0.25, count=2), of(1, propensity=0.25)])
     assert (merged.gen_method, merged.propensity, merged.count) == ("beam", 0.25, 3)
+
+
+# Dropping what is invalid
+
+
+@pytest.mark.parametrize("form", ["json", "ndjson"])
+def test_invalid_rows_and_queries_are_dropped_and_counted(tmp_path: Path, dataset: Dataset, form: str) -> None:
+    def asked(query: int, *rows: Any, **fields: Any) -> dict[str, Any]:
+        return {
+            "query": {"question_id": f"q{query}"},
+            "candidate_pool_ids": [1, 2, 3, 4],
+            "pointer_candidates": list(rows),
+            **fields,
+        }
+
+    content = {
+        "7": asked(
+            7,
+            row([1]),
+            row([7]),
+            row([2, 9]),
+            row([9]),
+            row([3], vqa_correct=2),
+            5,
+            row([4]),
+            row([4], vqa_correct=0),
+            row([2, 1]),
+        ),
+        "8": asked(9, row([1])),
+        "9": asked(9, row([9, 1]), row([3, 3])),
+        "10": asked(10, row([3])),
+        "11": asked(11, row([3]), candidate_pool_ids=None),
+    }
+    content["_meta"] = {"by": "someone"}
+    lines = json.dumps({"_meta": content["_meta"]}) + "\n" + ndjson({key: content[key] for key in content if key != "_meta"})
+    path = put(tmp_path, content) if form == "json" else put(tmp_path, lines, "rl.ndjson")
+    with pytest.raises(InvalidRlData):
+        read(path, dataset)
+    data, dropped = read_dropping_invalid(path, dataset)
+    kept = {record.query_id: [candidate.pointer for candidate in record.candidates] for record in data.records}
+    assert kept == {7: [(1,), (2, 1)], 10: [(3,)]}
+    assert (dropped.candidates, dropped.queries) == (7 + 2, 3)
+    assert data.meta == {"by": "someone", "dropped_as_invalid": dropped.to_json()}
+    assert dropped.reasons.total() == 9 + 3
+    assert dropped.reasons["field pointer_candidates[N].pointer: item N is not among the N ids of candidate_pool_ids"] == 2
+    for part, count in [
+        ("own demonstration", 2),
+        ("vqa_correct: is N, expected N to N", 1),
+        ("expected an object", 1),
+        ("twice with different", 2),
+        ("query.question_id: is 'q9'", 1),
+        ("named twice", 1),
+        ("none of them is valid", 1),
+        ("candidate_pool_ids: is missing", 1),
+    ]:
+        assert sum(number for reason, number in dropped.reasons.items() if part in reason) == count, part
+    write(tmp_path / "clean.ndjson", data.records, fingerprint=data.fingerprint, meta=data.meta)
+    assert read(tmp_path / "clean.ndjson", dataset).records == data.records
+
+
+def test_dropping_from_a_file_without_pools_makes_the_pool_from_what_is_left(tmp_path: Path, dataset: Dataset) -> None:
+    path = put(tmp_path, {"7": entry(row([1, 2]), row([7, 3]), row([50]), query={})})
+    data, dropped = read_dropping_invalid(path, dataset)
+    assert data.records[0].candidate_pool_ids == (1, 2)
+    assert data.records[0].pool_source == "from_pointers"
+    assert dropped.candidates == 2
+
+
+def test_nothing_valid_and_what_is_no_json_are_refused_all_the_same(tmp_path: Path, dataset: Dataset) -> None:
+    with pytest.raises(InvalidRlData, match=r"no query is valid.*own demonstration"):
+        read_dropping_invalid(put(tmp_path, {"7": entry(row([7]))}), dataset)
+    with pytest.raises(InvalidRlData, match="not JSON"):
+        read_dropping_invalid(put(tmp_path, "{"), dataset)
+    with pytest.raises(InvalidRlData, match="legacy InfoScore"):
+        read_dropping_invalid(put(tmp_path, {"7": {"id_list": [[1, 7]], "score_list": [0.1]}}))
 
 
 # The report

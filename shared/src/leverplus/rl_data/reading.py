@@ -61,18 +61,23 @@ class Notes:
     ignored_fields: Counter[str] = field(default_factory=Counter[str])
 
 
-def read(path: Path | str, dataset: Dataset | None = None) -> RlData:
+def read(path: Path | str, dataset: Dataset | None = None, *, name: str | None = None) -> RlData:
     """The whole file, every record checked; with `dataset`, ids and the dataset fingerprint are checked against it.
 
     Raises NotFound, FingerprintMismatch, InvalidRlData and IdOutsidePool; the last two name the file, and query and field
     where one is at fault. Rows of one ordered pointer are merged; scores of rows whose mode is "error" become None. Logs a
-    warning where modes are unknown.
+    warning where modes are unknown. `name`: what errors call the file, its path otherwise.
     """
-    source = open_source(Path(path))
+    source = open_source(Path(path), None if name is None else Path(name))
+    return read_source(source, dataset)
+
+
+def read_source(source: Source, dataset: Dataset | None = None) -> RlData:
+    """`read` of an opened file."""
     records = list(_records(source, dataset, Notes()))
     unknown = sum(candidate.vqa_eval_mode == "unknown" for record in records for candidate in record.candidates)
     if unknown:
-        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", path, unknown)
+        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
     return RlData(file_meta(source), file_fingerprint(source), records)
 
 
@@ -100,38 +105,45 @@ def file_meta(source: Source) -> dict[str, Any]:
 
 
 def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
-    stated = file_fingerprint(source)
-    if dataset is not None and stated.dataset is not None:
-        Fingerprint(dataset=dataset.fingerprint()).require_same(stated, subject=str(source.path), parts=("dataset",))
+    require_dataset(source, dataset)
     entries = source.entries()
     if (first := next(entries, None)) is None:
-        raise refuse_file(source.path, "holds no queries")
+        raise refuse_file(source.name, "holds no queries")
     shared_pool = None if first[1].get("candidate_pool_ids") is not None else _pool_from_pointers(source)
     seen: set[ItemId] = set()
     for key, entry in chain([first], entries):
-        record = _record(Place(source.path, key), entry, shared_pool, notes)
+        record = read_entry(Place(source.name, key), entry, shared_pool, notes)
         if record.query_id in seen:
-            raise Place(source.path, key).refuse("query_id", "this query stands in the file twice")
+            raise Place(source.name, key).refuse("query_id", "this query stands in the file twice")
         seen.add(record.query_id)
-        check_record(record, source.path, dataset)
+        check_record(record, source.name, dataset)
         yield record
+
+
+def require_dataset(source: Source, dataset: Dataset | None) -> None:
+    """FingerprintMismatch for a file that says it is of another dataset."""
+    stated = file_fingerprint(source)
+    if dataset is not None and stated.dataset is not None:
+        own = Fingerprint(dataset=dataset.fingerprint())
+        own.require_same(stated, subject=str(source.name), parts=("dataset",))
 
 
 def _pool_from_pointers(source: Source) -> tuple[ItemId, ...]:
     """The ids of all pointers in ascending order: the pool of a file that names none."""
     ids: set[ItemId] = set()
     for key, entry in source.entries():
-        place = Place(source.path, key)
-        for index, row in enumerate(_rows(place, entry)):
-            ids.update(_item_ids(place, f"pointer_candidates[{index}]", row))
+        place = Place(source.name, key)
+        for index, row in enumerate(rows_of(place, entry)):
+            ids.update(ids_of_row(place, f"pointer_candidates[{index}]", row))
     return tuple(sorted(ids))
 
 
-def _record(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, ...] | None, notes: Notes) -> QueryRecord:
+def read_entry(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, ...] | None, notes: Notes) -> QueryRecord:
+    """One query. `shared_pool` is the pool of a file that names none, None where its queries name theirs."""
     if not _ITEM_ID.fullmatch(place.query):
         raise place.refuse("query_id", f"is {describe(place.query)}, expected an item id in decimal digits")
     query_id = check_ids(place, "query_id", [int(place.query)])[0]
-    rows = _rows(place, entry)
+    rows = rows_of(place, entry)
     query = _query(place, entry)
     pool, pool_source = _pool(place, entry, shared_pool)
     candidates = [_candidate(place, index, row, query_id, pool, pool_source, notes) for index, row in enumerate(rows)]
@@ -145,7 +157,8 @@ def _record(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, .
     return QueryRecord(query_id, query, pool, merged, pool_source)
 
 
-def _rows(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entry's scored pointers, each an object."""
     if "id_list" in entry and "score_list" in entry:
         raise place.refuse(
             "id_list",
@@ -199,13 +212,15 @@ def _candidate(
     notes: Notes,
 ) -> Candidate:
     prefix = f"pointer_candidates[{index}]"
-    pointer = _item_ids(place, prefix, row)
+    pointer = ids_of_row(place, prefix, row)
     check_demonstrations(place, f"{prefix}.pointer", pointer, query_id, max((query_id, *pointer)) + 1)
     if pool_source == "file":
         _check_positions(place, prefix, row, pointer, pool)
     values = {name: row[name] for name in CANDIDATE_FIELDS if name in row and name not in ("pointer", "vqa_eval_mode")}
     if values.get("count", 0) is None:
         del values["count"]
+    if values.get("vqa_correct") in (0, 1):  # some files write 1.0, or true
+        values["vqa_correct"] = int(values["vqa_correct"])
     check_values(place, prefix, values)
     notes.ignored_fields.update(f"pointer_candidates[].{name}" for name in row if name not in _ROW_FIELDS)
     values.setdefault("gen_method", None)
@@ -231,7 +246,8 @@ def _mode(place: Place, prefix: str, row: Mapping[str, Any]) -> EvalMode:
     return mode
 
 
-def _item_ids(place: Place, prefix: str, row: Mapping[str, Any]) -> tuple[ItemId, ...]:
+def ids_of_row(place: Place, prefix: str, row: Mapping[str, Any]) -> tuple[ItemId, ...]:
+    """The item ids of a row's pointer, whichever field holds them."""
     name = "pointer_global" if row.get("pointer_global") is not None else "pointer"
     if name not in row:
         raise place.refuse(f"{prefix}.pointer", "is missing, expected a list of item ids")

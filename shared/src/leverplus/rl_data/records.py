@@ -50,6 +50,9 @@ SCORE_FIELDS = ("vqa_correct", "vqa_acc_score", "vqa_gt_prob", "vqa_rel_score")
 RESULT_FIELDS = ("vqa_raw_generation", "vqa_pred_answer", *SCORE_FIELDS, "info_score")
 """What a pointer leads to, however it was found: two rows of one pointer cannot differ here."""
 
+_SAME_WITHIN = 1e-6
+"""Numbers this near are one value that was computed twice; scores are in steps of 0.1 and more, or sums of float32."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueryRecord:
@@ -83,8 +86,8 @@ def merge_duplicates(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """One row for each ordered pointer, in the order of first appearance; (3, 7) and (7, 3) are different pointers.
 
     Of two rows the one found by beam, then retrieval, sample, random keeps its way of being found, and unknown results are filled
-    from the other. `count` sums the rows that were drawn (have a propensity), or all if none was. Raises Conflict with
-    `pointer`, `field`, `values` where results or propensities contradict each other.
+    from the other; numbers that differ by 1e-6 at most are the same. `count` sums the rows that were drawn (have a propensity),
+    or all if none was. Raises Conflict with `pointer`, `field`, `values` where results or propensities contradict each other.
     """
     rows: dict[Pointer, list[Candidate]] = {}
     for candidate in candidates:
@@ -104,6 +107,9 @@ def _merge(rows: list[Candidate]) -> Candidate:
 
 
 def _agreed(row: Candidate, name: str, known: set[Any]) -> Any:
+    if len(known) > 1 and all(isinstance(value, int | float) for value in known) and max(known) - min(known) <= _SAME_WITHIN:
+        own = getattr(row, name)
+        return min(known) if own is None else own
     if len(known) > 1:
         one, other = sorted(known)[:2]
         raise Conflict(

@@ -23,9 +23,12 @@ Form = Literal["json", "ndjson"]
 
 @dataclass(frozen=True)
 class Source:
-    """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time."""
+    """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time.
+
+    `name` is what errors call it."""
 
     path: Path
+    name: Path
     form: Form
     meta: Mapping[str, Any]
     whole: Mapping[str, Any] | None
@@ -35,36 +38,38 @@ class Source:
         if self.whole is not None:
             for key, value in self.whole.items():
                 if key != META:
-                    yield key, _require_object(Place(self.path, key), value)
+                    yield key, _require_object(Place(self.name, key), value)
             return
         for number, line in _lines(self.path):
-            value = _parse(self.path, line, line=number)
+            value = _parse(self.name, line, line=number)
             if META not in value:
-                yield _line_key(self.path, number, value), value
+                yield _line_key(self.name, number, value), value
             elif number > 1 or len(value) > 1:
-                raise refuse_file(self.path, f"line {number}: {META} must stand alone in the first line")
+                raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
 
 
-def open_source(path: Path) -> Source:
+def open_source(path: Path, name: Path | None = None) -> Source:
     """Looks at the file's form and `_meta`. NotFound without a file; InvalidRlData if it is neither form.
 
-    A JSON file is loaded whole; of an NDJSON file only the beginning is read here.
+    A JSON file is loaded whole; of an NDJSON file only the beginning is read here. `name` is what errors call the file,
+    where its path means nothing to who sent it.
     """
+    name = path if name is None else name
     if not path.exists():
         raise NotFound(
-            what="RL file", name=str(path), hint="check the path; `leverplus rl inspect` reads .json and .ndjson files"
+            what="RL file", name=str(name), hint="check the path; `leverplus rl inspect` reads .json and .ndjson files"
         )
     if not path.is_file():
-        raise refuse_file(path, "is not a file")
-    if (first := _first_line_of_several(path)) is not None:
-        return Source(path, "ndjson", _check_meta(path, first.get(META)), None)
-    value = _parse(path, path.read_bytes())
-    if "query_id" in value or (META in value and len(value) == 1 and path.suffix in (".ndjson", ".jsonl")):
-        return Source(path, "ndjson", _check_meta(path, value.get(META)), None)
-    return Source(path, "json", _check_meta(path, value.get(META)), value)
+        raise refuse_file(name, "is not a file")
+    if (first := _first_line_of_several(path, name)) is not None:
+        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None)
+    value = _parse(name, path.read_bytes())
+    if "query_id" in value or (META in value and len(value) == 1 and name.suffix in (".ndjson", ".jsonl")):
+        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None)
+    return Source(path, name, "json", _check_meta(name, value.get(META)), value)
 
 
-def _first_line_of_several(path: Path) -> dict[str, Any] | None:
+def _first_line_of_several(path: Path, name: Path) -> dict[str, Any] | None:
     """The first line if it is a JSON object by itself and something follows it, else None."""
     with path.open("rb") as stream:
         first = stream.readline()
@@ -74,8 +79,8 @@ def _first_line_of_several(path: Path) -> dict[str, Any] | None:
         value = orjson.loads(first)
     except orjson.JSONDecodeError:
         # An indented JSON file begins with "{"; so a bad first line of an .ndjson file must be told as such.
-        if path.suffix in (".ndjson", ".jsonl"):
-            _parse(path, first, line=1)
+        if name.suffix in (".ndjson", ".jsonl"):
+            _parse(name, first, line=1)
         return None
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from leverplus.dataset import Dataset
+from leverplus.dataset import Dataset, Item
 from leverplus.errors import Conflict, IdOutsidePool, InvalidPointer, InvalidRlData
 from leverplus.ids import ItemId, Pointer, check_pointer
 from leverplus.rl_data.records import CANDIDATE_FIELDS, SCORE_FIELDS, Candidate, QueryRecord
@@ -115,7 +115,8 @@ def check_record(record: QueryRecord, file: Path, dataset: Dataset | None = None
     """Refuses a record that no one may write or train on.
 
     InvalidRlData for what is wrong in itself: values, a pointer that is too long, repeats an item, holds the query or an id
-    outside `dataset`, a pool with an id twice, an "error" with a score, a repeated pointer. IdOutsidePool for a pointer to an
+    outside `dataset`, another question or image than `dataset` has under that id, a pool with an id twice, an "error" with a
+    score, a repeated pointer. IdOutsidePool for a pointer to an
     item that the pool does not hold.
     """
     place = Place(file, str(record.query_id))
@@ -123,6 +124,8 @@ def check_record(record: QueryRecord, file: Path, dataset: Dataset | None = None
     check_ids(place, "query_id", [record.query_id])
     if record.query_id >= item_count:
         raise place.refuse("query_id", f"is outside the dataset, which has ids 0 to {item_count - 1}")
+    if dataset is not None:
+        _check_question(place, record.query, dataset.item(record.query_id), dataset.name)
     pool = _check_pool(place, record.candidate_pool_ids, item_count)
     seen: set[Pointer] = set()
     for index, candidate in enumerate(record.candidates):
@@ -157,6 +160,20 @@ def check_in_pool(place: Place, field: str, pointer: Pointer, pool: frozenset[It
 def conflict_in(place: Place, exc: Conflict) -> InvalidRlData:
     """A contradiction between two rows of one pointer, told with its place."""
     return place.refuse(f"pointer_candidates[].{exc.context['field']}", str(exc))
+
+
+def _check_question(place: Place, query: Mapping[str, Any], item: Item, dataset: str) -> None:
+    """Refuses a query whose own ids are those of another item: then the item ids of the whole file may be shifted."""
+    # Importers put the split before a question id that several splits have.
+    known = {"question_id": (item.question_id, item.question_id.removeprefix(f"{item.split}:")), "image_id": (item.image_id,)}
+    for field, ids in known.items():
+        stated = query.get(field)
+        if stated is not None and str(stated) not in ids:
+            raise place.refuse(
+                f"query.{field}",
+                f"is {describe(stated)}, but item {item.item_id} of dataset {dataset!r} has {ids[0]!r}; the ids may be shifted: "
+                "the reference counts inside its train split, so import the dataset with train first, from the same file",
+            )
 
 
 def _check_pool(place: Place, pool_ids: tuple[ItemId, ...], item_count: int) -> frozenset[ItemId]:

@@ -1,0 +1,113 @@
+"""Reading a file whose invalid rows are left out and counted, for old files that cannot be mended at their source."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from leverplus.dataset import Dataset
+from leverplus.errors import Conflict, IdOutsidePool, InvalidRlData
+from leverplus.ids import ItemId, Pointer
+from leverplus.rl_data.reading import Notes, ids_of_row, read_entry, read_source, require_dataset, rows_of
+from leverplus.rl_data.records import Candidate, RlData, merge_duplicates
+from leverplus.rl_data.sources import open_source
+from leverplus.rl_data.validation import Place, check_record, conflict_in, refuse_file
+
+_ROWS = "pointer_candidates"
+
+
+@dataclass
+class Dropped:
+    """What was left out. `reasons`: what was wrong, numbers written as N, and how many rows or queries it concerned."""
+
+    candidates: int = 0
+    queries: int = 0
+    reasons: Counter[str] = field(default_factory=Counter[str])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"candidates": self.candidates, "queries": self.queries, "reasons": dict(self.reasons.most_common())}
+
+    def count(self, error: InvalidRlData | IdOutsidePool, rows: int = 1) -> None:
+        """Counts what `error` refused; equal faults of different rows get one reason."""
+        place = f"{error.context['file']}: query {error.context['query']}: "
+        self.reasons[_without_values(str(error).removeprefix(place))] += rows
+
+
+def read_dropping_invalid(path: Path | str, dataset: Dataset | None = None) -> tuple[RlData, Dropped]:
+    """`read` without the candidates and queries that it would refuse, and what they were.
+
+    A query goes with its fields, its pool, or its last candidate; of rows of one pointer that contradict each other all go. What
+    is no JSON, or of another dataset by its fingerprint, is refused as in `read`, and so is a file with nothing valid in it.
+    `_meta.dropped_as_invalid` of the result says what was left out.
+    """
+    source = open_source(Path(path))
+    require_dataset(source, dataset)
+    dropped = Dropped()
+    kept: dict[str, Any] = {}
+    has_pools = any(entry.get("candidate_pool_ids") is not None for _, entry in source.entries())
+    for key, entry in source.entries():
+        place = Place(source.name, key)
+        try:
+            if key in kept:
+                raise place.refuse("query_id", "this query stands in the file twice")
+            check_record(read_entry(place, {**entry, _ROWS: []}, None if has_pools else (), Notes()), source.name, dataset)
+            rows = _valid_rows(place, entry, has_pools, dataset, dropped)
+        except InvalidRlData as exc:
+            dropped.queries += 1
+            dropped.count(exc)
+        else:
+            kept[key] = {**entry, _ROWS: rows}
+    if not kept:
+        raise refuse_file(source.name, f"no query is valid: {dropped.to_json()['reasons']}")
+    data = read_source(replace(source, form="json", whole=kept), dataset)
+    return replace(data, meta={**data.meta, "dropped_as_invalid": dropped.to_json()}), dropped
+
+
+def _valid_rows(
+    place: Place, entry: Mapping[str, Any], has_pools: bool, dataset: Dataset | None, dropped: Dropped
+) -> list[dict[str, Any]]:
+    """InvalidRlData where the entry has no list of rows, or had some and none of them is valid."""
+    rows = entry.get(_ROWS)
+    if not isinstance(rows, list):
+        rows = rows_of(place, entry)  # refuses it
+    valid: dict[Pointer, list[tuple[Any, Candidate]]] = {}
+    for row in rows:
+        try:
+            candidate = _candidate(place, entry, row, has_pools, dataset)
+        except (InvalidRlData, IdOutsidePool) as exc:
+            dropped.candidates += 1
+            dropped.count(exc)
+        else:
+            valid.setdefault(candidate.pointer, []).append((row, candidate))
+    kept: list[dict[str, Any]] = []
+    for same in valid.values():
+        try:
+            merge_duplicates(candidate for _, candidate in same)
+        except Conflict as exc:
+            dropped.candidates += len(same)
+            dropped.count(conflict_in(place, exc), len(same))
+        else:
+            kept += [row for row, _ in same]
+    if rows and not kept:
+        raise place.refuse(_ROWS, "none of them is valid")
+    return kept
+
+
+def _candidate(place: Place, entry: Mapping[str, Any], row: Any, has_pools: bool, dataset: Dataset | None) -> Candidate:
+    """One row, checked by itself; where the file names no pools, it is its own pool."""
+    alone = {**entry, _ROWS: [row]}
+    pool: tuple[ItemId, ...] | None = None
+    if not has_pools:
+        pool = tuple(sorted(set(ids_of_row(place, f"{_ROWS}[0]", rows_of(place, alone)[0]))))
+    record = read_entry(place, alone, pool, Notes())
+    check_record(record, place.file, dataset)
+    return record.candidates[0]
+
+
+def _without_values(reason: str) -> str:
+    lists = re.sub(r"\[\d+(, \d+)*\]", "[N]", reason)
+    return re.sub(r"(?<!\w)-?\d+(\.\d+)?(e-?\d+)?", "N", lists)
