@@ -1,5 +1,6 @@
 import re
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -131,6 +132,16 @@ def test_refused_contents():
         import_reference({"state_dict": dict(ENCODERS)})
 
 
+def test_numpy_numbers_among_the_metrics_are_plain(tmp_path):
+    numbers = {"loss": np.float64(1.5), "best": [np.float32(0.5), np.int64(3)], "done": np.bool_(True)}
+    path = tmp_path / "selector.pt"
+    torch.save({"model_state_dict": model().state_dict(), "epoch": np.int32(3), "metrics": numbers}, path)
+    found = read_reference(path).training
+    assert found == {"epoch": 3, "metrics": {"loss": 1.5, "best": [0.5, 3], "done": True}}
+    values = [found["epoch"], *found["metrics"]["best"], found["metrics"]["loss"], found["metrics"]["done"]]
+    assert [type(value) for value in values] == [int, float, int, float, bool]
+
+
 def test_files_are_read_without_executing_anything(tmp_path):
     path = tmp_path / "selector.pt"
     with pytest.raises(NotFound, match=r"selector\.pt"):
@@ -138,6 +149,12 @@ def test_files_are_read_without_executing_anything(tmp_path):
     torch.save({"state_dict": model().state_dict(), "hyper_parameters": Image.new("RGB", (1, 1))}, path)
     with pytest.raises(InvalidCheckpoint, match="save its state dict alone"):
         import_reference(path)
+    with pytest.raises(InvalidCheckpoint) as caught:
+        import_reference(path)
+    said = str(caught.value)
+    assert "it holds a Python object, PIL.Image.Image. If you trust the file" in said
+    assert not {"\n", "\x1b"} & set(said)
+    assert "safe_globals" not in said
     path.write_bytes(b"")
     with pytest.raises(InvalidCheckpoint, match="not a file of plain tensors"):
         import_reference(path)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,8 +105,8 @@ def _load(path: Path) -> Any:
     except pickle.UnpicklingError as exc:
         raise InvalidCheckpoint(
             path=path,
-            reason=f"not a file of plain tensors ({exc}); if it holds Python objects and you trust it, save its state dict "
-            "alone: torch.save({'state_dict': loaded['state_dict']}, path)",
+            reason=f"not a file of plain tensors: {exc}. If you trust the file, save its state dict alone: load it with "
+            "torch.load(path, weights_only=False) and torch.save what lies under 'model_state_dict' or 'state_dict'",
         ) from exc
 
 
@@ -121,7 +122,7 @@ def _state_dict(name: str, loaded: Any) -> tuple[dict[str, Tensor], dict[str, An
             if tensors:
                 return tensors, training
             break
-        training.update({key: item for key, item in mapping.items() if _is_plain(item)})
+        training.update({key: _python(item) for key, item in mapping.items() if _is_plain(item)})
         value = mapping[inner]
     raise InvalidCheckpoint(path=name, reason="no state dict: expected tensors by name, 'state_dict' or 'model_state_dict'")
 
@@ -131,7 +132,16 @@ def _is_plain(value: Any) -> bool:
         return all(isinstance(key, str) and _is_plain(item) for key, item in cast(dict[Any, Any], value).items())
     if isinstance(value, list):
         return all(_is_plain(item) for item in cast(list[Any], value))
-    return value is None or isinstance(value, str | int | float | bool)
+    return value is None or isinstance(value, str | int | float | bool | np.number | np.bool_)
+
+
+def _python(value: Any) -> Any:
+    """A plain value with Python's numbers in place of NumPy's."""
+    if isinstance(value, dict):
+        return {key: _python(item) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_python(item) for item in cast(list[Any], value)]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _split(name: str, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor], list[str]]:
