@@ -6,15 +6,23 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Generator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
+from leverplus.launcher import Ports
 from leverplus.rl_data import Candidate, QueryRecord, read, write
+from leverplus.selector import PointerSelectorV3, SelectorConfig
 
 
 def leverplus(*arguments: str | Path, data: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -61,6 +69,67 @@ def candidate(*pointer: int, accuracy: float | None = 1.0, method: str = "random
 
 def record(query_id: int, *candidates: Candidate, pool: tuple[int, ...] = (0, 1, 2, 3)) -> QueryRecord:
     return QueryRecord(ItemId(query_id), {}, tuple(map(ItemId, pool)), candidates)
+
+
+class Listener:
+    """A service's place on this machine: answers every request with `answer`, and keeps the bodies that it was sent."""
+
+    def __init__(self, answer: Any) -> None:
+        self.bodies: list[Any] = []
+        bodies = self.bodies
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(answer).encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self._thread.join(timeout=10)
+
+
+@pytest.fixture
+def trainer() -> Generator[Listener]:
+    listener = Listener({"job_id": "job-1", "status": "live"})
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def old_data(tmp_path: Path) -> Path:
+    """A data folder with dataset `old`: train items 0 to 4, the first two of one image, val 5 and 6; and what `pair` holds."""
+    data = tmp_path / "data"
+    for split, images in (("train", [1, 1, 2, 3, 4]), ("val", [5, 6])):
+        listed = [{"question_id": 100 * len(split) + n, "image_id": image, "question": "what?"} for n, image in enumerate(images)]
+        notes = [{**each, "answers": [{"answer": "x", "answer_id": 1}]} for each in listed]
+        (tmp_path / f"{split}.json").write_text(json.dumps({"questions": listed}))
+        (tmp_path / f"{split}-a.json").write_text(json.dumps({"annotations": notes}))
+        (tmp_path / split).mkdir()
+        for name in ("query", "candidate"):
+            rows = torch.randn(len(images), 8, generator=torch.Generator().manual_seed(len(name)))
+            torch.save(rows, tmp_path / split / f"{name}_embeddings.pt")
+    answer = leverplus(
+        "import", "vqa", "old", "--no-images", "--questions", f"train={tmp_path / 'train.json'}",
+        "--questions", f"val={tmp_path / 'val.json'}", "--annotations", f"train={tmp_path / 'train-a.json'}",
+        "--annotations", f"val={tmp_path / 'val-a.json'}", data=data,
+    )  # fmt: skip
+    assert answer.returncode == 0, answer.stderr
+    return data
 
 
 def test_help_needs_nothing_heavy(tmp_path: Path) -> None:
@@ -182,3 +251,122 @@ def test_doctor_finds_an_altered_dataset(tmp_path: Path, vqa_files: tuple[Path, 
     answer = leverplus("doctor", data=tmp_path)
     assert answer.returncode == 1
     assert "import again" in " ".join(answer.stdout.replace("│", " ").split())
+
+
+def test_tables_of_the_training_configuration_are_merged(tmp_path: Path, trainer: Listener) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text('rce_epochs = 3\n[reward]\nmode = "legacy"\nalpha = 0.1\nbeta = 1.0\n')
+    settings = ["--set", "reward.alpha=0.5", "--set", "reward.use_logprob=true", "--set", "rce_lr=1e-3"]
+    sent = [
+        (["--set", "reward.mode=hybrid", "--set", "reward.alpha=0.5"], {"reward": {"mode": "hybrid", "alpha": 0.5}}),
+        (
+            ["--config", str(config), *settings],
+            {"rce_epochs": 3, "rce_lr": 1e-3, "reward": {"mode": "legacy", "alpha": 0.5, "beta": 1.0, "use_logprob": True}},
+        ),
+    ]
+    for options, expected in sent:
+        answer = leverplus("train", "rl-1", *options, "--no-wait", data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+        assert answer.stdout == "job-1\n", answer
+        assert trainer.bodies.pop() == {"rl_data": ["rl-1"], "config": expected}
+
+
+def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp_path: Path, trainer: Listener) -> None:
+    options = ["--no-wait", "--shots", "1", "--shots", "2", "--num-beams", "3", "--temp", "0.7", "--num-samples-per-temp", "4"]
+    options += ["--num-random", "0", "--num-retrieval", "2", "--sampler", "similar_joint", "-k", "16", "--pool-seed", "5"]
+    options += ["--candidate-split", "val", "--seed", "9", "--dry-run"]
+    plain = {"dataset": "d", "split": "train", "queries": None, "checkpoint": None}
+    for given, expected in [
+        (["--no-wait"], {"shots": [2], "seed": 0, "dry_run": False, "pool": {}}),
+        (
+            options,
+            {
+                "shots": [1, 2],
+                "num_beams": 3,
+                "temps": [0.7],
+                "num_samples_per_temp": 4,
+                "num_random": 0,
+                "num_retrieval": 2,
+                "pool": {"sampler": "similar_joint", "k": 16, "seed": 5, "candidate_split": "val"},
+                "seed": 9,
+                "dry_run": True,
+            },
+        ),
+    ]:
+        answer = leverplus("rl", "generate", "d", *given, data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+        assert answer.returncode == 0, answer.stderr
+        assert trainer.bodies.pop() == plain | expected
+
+
+def test_embeddings_of_the_reference_are_imported(tmp_path: Path, old_data: Path) -> None:
+    answer = leverplus("import", "embeddings", "old", tmp_path / "train", data=old_data)
+    assert answer.returncode == 0, answer.stderr
+    assert "5 of 7 items (split train), d_model 8" in answer.stdout
+    again = leverplus("import", "embeddings", "old", tmp_path / "val", "--split", "val", data=old_data)
+    assert_one_line_error(again, "--overwrite")
+    doctor = " ".join(leverplus("doctor", data=old_data).stdout.replace("│", " ").split())
+    assert "embeddings old ok 5 of 7 items, d_model 8" in doctor
+    both = leverplus(
+        "import", "embeddings", "old", tmp_path / "train", f"val={tmp_path / 'val'}", "--overwrite", data=old_data
+    )  # fmt: skip
+    assert "7 of 7 items (split train, val)" in both.stdout
+    assert Embeddings.open(old_data / "embeddings" / "old").known.all()
+    wrong = leverplus("import", "embeddings", "old", f"val={tmp_path / 'train'}", "--overwrite", data=old_data)
+    assert_one_line_error(wrong, "5 rows", "split 'val' of dataset 'old' has 2")
+    twice = leverplus("import", "embeddings", "old", tmp_path / "train", tmp_path / "val", "--overwrite", data=old_data)
+    assert_one_line_error(twice, "split 'train' is named twice")
+
+
+def test_an_imported_checkpoint_gets_pools_that_can_be_drawn(tmp_path: Path, old_data: Path) -> None:
+    leverplus("import", "embeddings", "old", tmp_path / "train", data=old_data)
+    torch.save(PointerSelectorV3(SelectorConfig(d_model=8, hidden_dim=8)).state_dict(), tmp_path / "old.pt")
+    ids = tmp_path / "ids.json"
+    ids.write_text("[0, 1, 4]")
+
+    def bring(name: str, *options: str | Path) -> subprocess.CompletedProcess[str]:
+        return leverplus("import-reference", tmp_path / "old.pt", name, "--dataset", "old", *options, data=old_data)
+
+    # Items 0 and 1 show one image, so each has three candidates.
+    assert_one_line_error(bring("c"), "pool.k: 64", "has 3 candidates")
+    assert_one_line_error(bring("c", "--k", "4"), "pool.k: 4", "has 3 candidates")
+    assert_one_line_error(bring("c", "--k", "2", "--candidate-split", "test"), "split 'test'")
+    assert_one_line_error(bring("c", "--sampler", "from_pointers"), "--pool-ids")
+    assert_one_line_error(bring("c", "--sampler", "random", "--pool-ids", ids), "'random'", "belong to sampler 'from_pointers'")
+    assert_one_line_error(bring("c", "--pool-ids", tmp_path / "none.json"), "none.json")
+    assert_one_line_error(bring("c", "--pool-ids", tmp_path / "train.json"), "JSON list of item ids")
+    assert not (old_data / "checkpoints" / "c").exists()
+    assert bring("three", "--k", "3").returncode == 0
+    assert read_info(old_data / "checkpoints" / "three").pool_policy["k"] == 3
+    answer = bring("stated", "--pool-ids", ids)
+    assert answer.returncode == 0, answer.stderr
+    policy = read_info(old_data / "checkpoints" / "stated").pool_policy
+    assert policy == {"sampler": "from_pointers", "candidate_split": "train", "exclude": ["query"], "ids": [0, 1, 4]}
+
+
+def test_convert_stamps_the_dataset_and_drops_what_is_invalid_when_told_to(tmp_path: Path, old_data: Path) -> None:
+    source, target = tmp_path / "rl.json", tmp_path / "rl.ndjson"
+    rows = [{"pointer": [1, 2], "vqa_correct": 1}, {"pointer": [0, 2]}, {"pointer": [9]}, {"pointer": [8]}]
+    source.write_text(json.dumps({"0": {"query": {"question_id": 500}, "pointer_candidates": rows}}))
+    refused = leverplus("rl", "convert", source, target, "--dataset", "old", data=old_data)
+    assert_one_line_error(refused, "its own demonstration")
+    answer = leverplus("rl", "convert", source, target, "--dataset", "old", "--drop-invalid", data=old_data)
+    assert answer.returncode == 0, answer.stderr
+    assert "dropped: 0 queries, 3 candidates" in answer.stdout
+    assert "2 × field" in answer.stdout
+    found = read(target)
+    dataset = Dataset.open(old_data / "datasets" / "old")
+    assert found.fingerprint == Fingerprint(dataset=dataset.fingerprint())
+    assert [candidate.pointer for candidate in found.records[0].candidates] == [(1, 2)]
+    assert found.meta["dropped_as_invalid"]["candidates"] == 3
+
+
+def test_doctor_tells_our_services_from_others(tmp_path: Path, trainer: Listener) -> None:
+    free, ours = Ports.free(), Listener({"status": "live"})
+    try:
+        ports = {"SCORER": ours.port, "TRAINER": trainer.port, "SELECTOR": free.selector}
+        answer = leverplus("doctor", data=tmp_path, **{f"LEVERPLUS_{name}_PORT": str(port) for name, port in ports.items()})
+    finally:
+        ours.close()
+    found = " ".join(answer.stdout.replace("│", " ").split())
+    assert f"port {ours.port} ok a service of ours answers" in found
+    assert f"port {trainer.port} WRONG port {trainer.port} on 127.0.0.1 cannot be used" in found
+    assert f"port {free.selector} ok free for the selector" in found

@@ -9,7 +9,7 @@ from PIL import Image
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
 from leverplus.embeddings.encoders import ImageEncoder, QuestionEncoder, embed_dataset
-from leverplus.embeddings.reference import read_pair, write_pair
+from leverplus.embeddings.reference import read_pair, read_pairs, write_pair
 from leverplus.errors import Conflict, FingerprintMismatch, InvalidConfig, InvalidDataset, InvalidEmbeddings, NotFound
 
 COLOURS = ["red", "green", "blue"]
@@ -191,14 +191,38 @@ def test_reference_pair_round_trip(tmp_path, dataset):
     assert embeddings.manifest.candidate == "separate"
     # Items 4 and 5 are of split val, which such a pair does not hold: unknown, not zero.
     assert embeddings.known.tolist() == [True] * 4 + [False] * 2
-    with pytest.raises(InvalidEmbeddings, match="item 4 has no vector; only split 'train' has any"):
+    with pytest.raises(InvalidEmbeddings, match="item 4 has no vector; what was imported covers split train only") as caught:
         embeddings.require([0, 4])
+    assert "leverplus embed`" not in str(caught.value)
+    assert "leverplus import embeddings" in str(caught.value)
+    embeddings.manifest.require_split("train")
+    with pytest.raises(InvalidEmbeddings, match="no item of split 'val' has a vector; what was imported covers split train"):
+        embeddings.manifest.require_split("val")
     embeddings.save(tmp_path / "saved")
     embeddings = Embeddings.open(tmp_path / "saved", dataset)
 
     out = write_pair(embeddings, dataset, tmp_path / "out")
     assert torch.equal(torch.load(out[0], weights_only=True), query)
     assert read_pair(out, dataset).candidate[:4].tolist() == embeddings.candidate[:4].tolist()
+
+
+def test_reference_pairs_of_several_splits(tmp_path, dataset):
+    for split, rows in (("train", torch.full((4, 8), 2.0)), ("val", torch.full((2, 8), 3.0))):
+        (tmp_path / split).mkdir()
+        for name in ("query", "candidate"):
+            torch.save(rows, tmp_path / split / f"{name}_embeddings.pt")
+    embeddings = read_pairs({split: tmp_path / split for split in ("train", "val")}, dataset)
+    assert embeddings.query[:, 0].tolist() == [2.0] * 4 + [3.0] * 2
+    assert embeddings.manifest.splits is None
+    assert embeddings.manifest.candidate == "same"
+    assert embeddings.fingerprint() != read_pair(tmp_path / "train", dataset).fingerprint()
+    assert embeddings.save(tmp_path / "saved") == Embeddings.open(tmp_path / "saved", dataset).manifest
+    alone = read_pair(tmp_path / "val", dataset, split="val")
+    assert alone.manifest.splits == ("val",)
+    assert alone.save(tmp_path / "alone") == Embeddings.open(tmp_path / "alone", dataset).manifest
+    torch.save(torch.ones(2, 7), tmp_path / "val" / "query_embeddings.pt")
+    with pytest.raises(InvalidEmbeddings, match="vectors of 7, the file before has 8"):
+        read_pairs({split: tmp_path / split for split in ("train", "val")}, dataset)
 
 
 def test_reference_pair_refusals(tmp_path, dataset):
@@ -208,7 +232,7 @@ def test_reference_pair_refusals(tmp_path, dataset):
         read_pair(tmp_path, dataset)
     for value, reason in (
         (torch.ones(5, 8), "5 rows, but split 'train' of dataset 'tiny' has 4"),
-        (torch.ones(4, 7), r"vectors of 7, query_embeddings\.pt has 8"),
+        (torch.ones(4, 7), "vectors of 7, the file before has 8"),
         ({"a": torch.ones(4, 8)}, "holds dict"),
         (torch.ones(4, 8, dtype=torch.long), r"holds \(4, 8\)"),
         (torch.full((4, 8), float("nan")), "row 0"),

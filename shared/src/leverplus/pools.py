@@ -61,8 +61,12 @@ class PoolPolicy:
             raise InvalidConfig(field="pool.exclude", reason=f"{unknown} is none of {', '.join(EXCLUSIONS)}")
         if "query" not in self.exclude:
             raise InvalidConfig(field="pool.exclude", reason="'query' is missing: a query is never its own demonstration")
-        if (self.sampler == "from_pointers") != (self.ids is not None):
-            raise InvalidConfig(field="pool.ids", reason=f"sampler is {self.sampler!r}: ids belong to 'from_pointers' only")
+        if self.sampler == "from_pointers" and self.ids is None:
+            reason = "missing: sampler 'from_pointers' is a stated list of item ids; give it, or choose another sampler"
+            raise InvalidConfig(field="pool.ids", reason=reason)
+        if self.sampler != "from_pointers" and self.ids is not None:
+            reason = f"belong to sampler 'from_pointers' only, and the sampler is {self.sampler!r}; leave one of them out"
+            raise InvalidConfig(field="pool.ids", reason=reason)
         if self.ids is not None and len(self.ids) == 0:
             raise InvalidConfig(field="pool.ids", reason="empty: no pointer names a demonstration")
         # Equal policies must be equal values, whatever order their parts were written in.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from leverplus.cli.options import DEFAULT_DATA, Data, data_root, open_dataset
+
+if TYPE_CHECKING:
+    from leverplus.dataset import Dataset
+    from leverplus.pools import Pools
 
 
 def register(app: typer.Typer) -> None:
@@ -20,9 +24,15 @@ def import_reference_command(
     dataset: Annotated[str, typer.Option(help="The dataset that it chooses from; its embeddings must be there.")],
     num_heads: Annotated[int, typer.Option(min=1, help="Attention heads: the keys do not tell.")] = 1,
     shots: Annotated[list[int] | None, typer.Option(min=1, max=4, help="Trained for so many shots; may be repeated.")] = None,
-    sampler: Annotated[str, typer.Option(help="How its pools are made from now on.")] = "random",
+    sampler: Annotated[
+        str | None, typer.Option(help="How its pools are made from now on; default: random, or from_pointers with --pool-ids.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", "--k", help="Ids in a pool.")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    candidate_split: Annotated[str, typer.Option(help="Where demonstrations come from.")] = "train",
+    pool_ids: Annotated[
+        Path | None, typer.Option(help="JSON list of item ids: one pool for all queries, without the query itself.")
+    ] = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Bring a checkpoint of the reference: then it can be evaluated, promoted and served like any other.
@@ -34,7 +44,7 @@ def import_reference_command(
     from leverplus import __version__
     from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
     from leverplus.embeddings import Embeddings
-    from leverplus.errors import InvalidCheckpoint
+    from leverplus.errors import InvalidCheckpoint, InvalidInput
     from leverplus.files import file_sha256
     from leverplus.fingerprint import Fingerprint
     from leverplus.pools import PoolPolicy, Pools
@@ -42,7 +52,15 @@ def import_reference_command(
 
     opened = open_dataset(data, dataset)
     embeddings = Embeddings.open(data_root(data).embeddings(dataset), opened)
-    policy = PoolPolicy.from_json({"sampler": sampler, "k": k, "seed": seed})
+    chosen: dict[str, Any] = {"sampler": sampler or "random", "k": k, "seed": seed, "candidate_split": candidate_split}
+    if pool_ids is not None:
+        # As for RL data that names no pools: the stated list is the pool, also where an item shows the query's image.
+        chosen |= {"sampler": sampler or "from_pointers", "ids": _ids(pool_ids), "exclude": ["query"]}
+    elif sampler == "from_pointers":
+        raise InvalidInput("sampler 'from_pointers' is a stated list of item ids: name its file with --pool-ids")
+    policy = PoolPolicy.from_json(chosen)
+    pools = Pools(opened, embeddings, policy)
+    _require_a_pool(pools, opened)
     found = read_reference(source, num_heads)
     config = found.model.config
     if config.d_model != embeddings.manifest.d_model:
@@ -58,7 +76,7 @@ def import_reference_command(
         dataset=dataset,
         pool_policy=policy.to_json(),
         shots=sorted(set(shots or [2])),
-        fingerprint=Fingerprint(dataset=opened.fingerprint(), pool=Pools(opened, embeddings, policy).fingerprint()),
+        fingerprint=Fingerprint(dataset=opened.fingerprint(), pool=pools.fingerprint()),
         training={"imported_from": {"file": source.name, "sha256": file_sha256(source)}, "reference": found.training},
         rl_data=[],
         metrics={},
@@ -69,3 +87,28 @@ def import_reference_command(
     print(f"{data_root(data).checkpoint(checkpoint_id)}: {len(found.model.tensors())} tensors, {config}")
     print(f"missing keys: {', '.join(found.missing) or 'none'}")
     print(f"keys left out: {', '.join(found.unexpected) or 'none'}")
+
+
+def _ids(path: Path) -> list[int]:
+    import orjson
+
+    from leverplus.errors import InvalidInput
+
+    try:
+        ids = orjson.loads(path.read_bytes())
+    except OSError as exc:
+        raise InvalidInput(f"--pool-ids {path}: {exc.strerror}") from exc
+    except orjson.JSONDecodeError as exc:
+        raise InvalidInput(f"--pool-ids {path}: not JSON: {exc}") from exc
+    if not isinstance(ids, list) or not all(type(item_id) is int for item_id in ids):
+        raise InvalidInput(f"--pool-ids {path}: expected a JSON list of item ids, e.g. [0, 1, 2]")
+    return ids
+
+
+def _require_a_pool(pools: Pools, dataset: Dataset) -> None:
+    """Draws the pool of the query that has the fewest candidates: a k that is too large is told now, not when serving."""
+    from collections import Counter
+
+    ids = dataset.split_ids(pools.policy.candidate_split)
+    items_of_image = Counter(dataset.item(item_id).image_id for item_id in ids)
+    pools.pool(max(ids, key=lambda item_id: items_of_image[dataset.item(item_id).image_id]))

@@ -9,7 +9,7 @@ import typer
 
 from leverplus.cli.options import DEFAULT_DATA, Data, Json, data_root, one_query, open_dataset
 
-imports = typer.Typer(help="Make a dataset from foreign files.", no_args_is_help=True)
+imports = typer.Typer(help="Bring datasets and embeddings from foreign files.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -90,6 +90,32 @@ def import_easy_vqa_command(
     )
     counts = ", ".join(f"{split} {count}" for split, count in info.splits.items())
     print(f"{folder}: {counts}; answers: {info.answers_source}; sha256 {info.sha256[:12]}")
+
+
+@imports.command("embeddings")
+def import_embeddings_command(
+    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    folders: Annotated[
+        list[str], typer.Argument(metavar="FOLDER...", help="With the two .pt files of one split; several as SPLIT=FOLDER.")
+    ],
+    split: Annotated[str, typer.Option(help="The split of a FOLDER that names none.")] = "train",
+    overwrite: Annotated[bool, typer.Option(help="Replace embeddings that are there.")] = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Import the reference's query_embeddings.pt and candidate_embeddings.pt; splits that are not named have no vectors."""
+    from leverplus.embeddings.reference import read_pairs
+    from leverplus.errors import Conflict
+
+    opened = open_dataset(data, dataset)
+    # A path with "=" in it is still a folder.
+    named = [text if "=" in text and not Path(text).is_dir() else f"{split}={text}" for text in folders]
+    folder = data_root(data).embeddings(dataset)
+    if folder.exists() and not overwrite:
+        raise Conflict(f"{folder} already holds embeddings; say --overwrite to replace them")
+    manifest = read_pairs(_by_split("FOLDER", named), opened).save(folder, overwrite=overwrite)
+    covered = opened.splits if manifest.splits is None else manifest.splits
+    rows = sum(len(opened.split_ids(name)) for name in covered)
+    print(f"{folder}: {rows} of {manifest.count} items (split {', '.join(covered)}), d_model {manifest.d_model}")
 
 
 def embed(

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,15 +36,25 @@ def register(app: typer.Typer) -> None:
     app.command()(doctor)
 
 
-def doctor(data: Data = DEFAULT_DATA, vlm: Vlm = None) -> None:
+def doctor(
+    data: Data = DEFAULT_DATA,
+    vlm: Vlm = None,
+    scorer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SCORER_PORT")] = 8001,
+    trainer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_TRAINER_PORT")] = 8002,
+    selector_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SELECTOR_PORT")] = 8003,
+) -> None:
     """Check the installation and the data folder; exit code 1 if something is wrong."""
     from leverplus.cli.output import print_table
+    from leverplus.launcher import Ports
 
     findings = [
         ("python", (3, 11) <= sys.version_info[:2] <= (3, 12), f"{platform.python_version()} on {platform.platform()}"),
         *_versions(),
         _checked("broker", _broker),
-        _checked("ports", _ports),
+        *(
+            _checked(f"port {port}", lambda name=name, port=port: _port(name, port))
+            for name, port in Ports(scorer_port, trainer_port, selector_port).named().items()
+        ),
         _checked("model", lambda: _model(model_directory(vlm))),
         ("data", True, f"{data.resolve()}" + ("" if data.is_dir() else " (not there yet)")),
         *_datasets(data_root(data)),
@@ -81,11 +91,28 @@ def _broker() -> str:
     return f"{without_password(url)} answers"
 
 
-def _ports() -> str:
-    from leverplus.launcher import Ports
+def _port(name: str, port: int) -> str:
+    from leverplus.errors import Conflict
+    from leverplus.launcher import require_free_port
 
-    Ports().require_free("127.0.0.1")
-    return "8001, 8002 and 8003 are free"
+    try:
+        require_free_port(name, port, "127.0.0.1")
+    except Conflict:
+        if not _is_our_service(port):
+            raise
+        return f"a service of ours answers; another {name} needs another port"
+    return f"free for the {name}"
+
+
+def _is_our_service(port: int) -> bool:
+    from leverplus.client import ServiceClient
+    from leverplus.errors import LeverPlusError
+
+    try:
+        with ServiceClient(f"http://127.0.0.1:{port}", timeout_s=2.0) as client:
+            return client.request("GET", "/health/live").json() == {"status": "live"}
+    except (LeverPlusError, ValueError):
+        return False
 
 
 def _model(folder: Path) -> str:
@@ -112,7 +139,9 @@ def _datasets(root: DataRoot) -> Iterator[Finding]:
         if opened and root.embeddings(name).is_dir():
 
             def vectors(folder: Path = root.embeddings(name), dataset: Dataset = opened[0]) -> str:
-                manifest = Embeddings.open(folder, dataset).manifest
-                return f"{manifest.count} of d_model {manifest.d_model}, sha256 {manifest.sha256[:12]} as recorded"
+                embeddings = Embeddings.open(folder, dataset)
+                manifest, known = embeddings.manifest, int(embeddings.known.sum())
+                some = "" if known == manifest.count else f" of {manifest.count} items"
+                return f"{known}{some}, d_model {manifest.d_model}, sha256 {manifest.sha256[:12]} as recorded"
 
             yield _checked(f"embeddings {name}", vectors)

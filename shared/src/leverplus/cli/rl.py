@@ -30,12 +30,30 @@ def inspect_command(source: Source, as_json: Json = False) -> None:
 
 
 @app.command()
-def convert(source: Source, target: Target, dataset: OfDataset = None, data: Data = DEFAULT_DATA) -> None:
-    """Read a file in any dialect, check it, and write it in ours."""
-    from leverplus.rl_data import read, write
+def convert(
+    source: Source,
+    target: Target,
+    dataset: OfDataset = None,
+    drop_invalid: Annotated[
+        bool, typer.Option("--drop-invalid", help="Leave out what is invalid and count it, instead of refusing the file.")
+    ] = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Read a file in any dialect, check it, and write it in ours; with --dataset it then says which dataset it is of."""
+    from dataclasses import replace
 
-    found = read(source, open_dataset(data, dataset) if dataset is not None else None)
-    write(target, found.records, fingerprint=found.fingerprint, meta=found.meta)
+    from leverplus.rl_data import read, read_dropping_invalid, write
+
+    opened = open_dataset(data, dataset) if dataset is not None else None
+    if drop_invalid:
+        found, dropped = read_dropping_invalid(source, opened)
+        print(f"dropped: {dropped.queries} queries, {dropped.candidates} candidates")
+        for reason, count in dropped.reasons.most_common():
+            print(f"  {count} × {reason}")
+    else:
+        found = read(source, opened)
+    fingerprint = found.fingerprint if opened is None else replace(found.fingerprint, dataset=opened.fingerprint())
+    write(target, found.records, fingerprint=fingerprint, meta=found.meta)
     print(f"{target}: {_counted(found.records)}")
 
 
@@ -78,18 +96,33 @@ def generate(
     split: Annotated[str, typer.Option(help="Split of the queries.")] = "train",
     queries: Annotated[int | None, typer.Option(min=1, help="So many queries; default: all of the split.")] = None,
     shots: Annotated[list[int] | None, typer.Option(min=1, max=4, help="May be repeated; default 2.")] = None,
+    num_beams: Annotated[int | None, typer.Option(min=0, help="Pointers by beam search; default 5.")] = None,
+    temps: Annotated[
+        list[float] | None, typer.Option("--temp", help="Temperature to sample at; may be repeated; default 1.0 and 1.3.")
+    ] = None,
+    num_samples_per_temp: Annotated[int | None, typer.Option(min=0, help="Sampled pointers a temperature; default 2.")] = None,
+    num_random: Annotated[int | None, typer.Option(min=0, help="Pointers drawn uniformly; default 1.")] = None,
+    num_retrieval: Annotated[int | None, typer.Option(min=0, help="Pointers of the most similar; default 5.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="How each query's pool is made; default random.")] = None,
+    k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Ids in a pool; default 64.")] = None,
+    pool_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the pools; default 0.")] = None,
+    candidate_split: Annotated[str | None, typer.Option(help="Where demonstrations come from; default train.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Selector that proposes; default: a fresh one.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of queries and pointers.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Count the pointers, score none.")] = False,
     wait: Wait = True,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
-    """Make candidate pointers and have them scored."""
+    """Make candidate pointers and have them scored; what is not stated has the service's default."""
     from leverplus.cli.services import finish_job
     from leverplus.client import TrainerClient
 
     body: dict[str, Any] = {"dataset": dataset, "split": split, "queries": queries, "shots": shots or [2]}
     body |= {"checkpoint": checkpoint, "seed": seed, "dry_run": dry_run}
+    numbers = {"num_beams": num_beams, "num_samples_per_temp": num_samples_per_temp, "temps": temps or None}
+    numbers |= {"num_random": num_random, "num_retrieval": num_retrieval}
+    pool = {"sampler": sampler, "k": k, "seed": pool_seed, "candidate_split": candidate_split}
+    body |= _stated(numbers) | {"pool": _stated(pool)}
     with TrainerClient(trainer_url) as client:
         finish_job(client, client.generate(body), "generate", wait=wait)
 
@@ -107,6 +140,10 @@ def upload(
         raise NotFound(what="file", name=str(source), hint="name an RL JSON or NDJSON file")
     with TrainerClient(trainer_url, timeout_s=600.0) as client:
         print_json(client.upload_rl_data(source, dataset))
+
+
+def _stated(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _counted(records: list[Any]) -> str:

@@ -62,7 +62,7 @@ def train(
     """Train a selector on RL data."""
     from leverplus.client import TrainerClient
 
-    chosen = {**(_toml_file(config) if config is not None else {}), **_assigned(assignments or [])}
+    chosen = _merged(_toml_file(config) if config is not None else {}, _assigned(assignments or []))
     with TrainerClient(trainer_url) as client:
         finish_job(client, client.train(rl_data, chosen), "train", wait=wait)
 
@@ -192,10 +192,19 @@ def _assigned(assignments: list[str]) -> dict[str, Any]:
         name, _, value = assignment.partition("=")
         for text in (assignment, f'{name} = "{value}"'):  # a bare word is text
             try:
-                chosen |= tomllib.loads(text)
+                chosen = _merged(chosen, tomllib.loads(text))
                 break
             except tomllib.TOMLDecodeError:
                 continue
         else:
             raise InvalidConfig(field="--set", reason=f"{assignment!r}: write FIELD=VALUE")
     return chosen
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, tables into tables."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        merged[name] = _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged

@@ -3,6 +3,6 @@
 `leverplus.embeddings.encoders` and `leverplus.embeddings.reference` need torch; this module does not.
 """
 
-from leverplus.embeddings.folder import Block, EmbeddingManifest, Embeddings, block_of, require_block
+from leverplus.embeddings.folder import Block, EmbeddingManifest, Embeddings, block_of, read_manifest, require_block
 
-__all__ = ["Block", "EmbeddingManifest", "Embeddings", "block_of", "require_block"]
+__all__ = ["Block", "EmbeddingManifest", "Embeddings", "block_of", "read_manifest", "require_block"]

@@ -43,7 +43,7 @@ class Block:
 class EmbeddingManifest:
     """manifest.json. `encoder` names the encoders and the hashes of their weights, or of the files that were imported.
 
-    `split` is the only split whose rows are known, None where all are. `sha256` is of embeddings.safetensors, empty
+    `splits` are those whose rows are known, None where all are. `sha256` is of embeddings.safetensors, empty
     until saved; it is no part of the fingerprint, because the last bits of a vector depend on the machine.
     """
 
@@ -54,8 +54,22 @@ class EmbeddingManifest:
     count: int
     candidate: Literal["same", "separate"]
     source: Source
-    split: str | None = None
+    splits: tuple[str, ...] | None = None
     sha256: str = ""
+
+    def require_split(self, split: str) -> None:
+        """InvalidEmbeddings unless the rows of this split are known."""
+        if self.splits is not None and split not in self.splits:
+            raise InvalidEmbeddings(path="embeddings", reason=f"no item of split {split!r} has a vector; {self.way_to_more()}")
+
+    def way_to_more(self) -> str:
+        """What to do about a row that is not known."""
+        if self.source == "encoders" or self.splits is None:
+            return "embed the dataset with `leverplus embed`"
+        return (
+            f"what was imported covers split {', '.join(self.splits)} only; `leverplus import embeddings` takes the files of "
+            "several splits at once, as SPLIT=FOLDER, with --overwrite"
+        )
 
 
 class Embeddings:
@@ -81,9 +95,7 @@ class Embeddings:
 
         Raises NotFound, InvalidEmbeddings, FingerprintMismatch.
         """
-        if not (folder / _MANIFEST).is_file():
-            raise NotFound(what="embeddings", name=folder.name, hint=f"{folder} has no {_MANIFEST}; `leverplus embed` makes one")
-        manifest = _read_manifest(folder / _MANIFEST)
+        manifest = read_manifest(folder)
         if dataset is not None and manifest.dataset_sha256 != dataset.info.sha256:
             differences = {"dataset.items_sha256": (dataset.info.sha256, manifest.dataset_sha256)}
             raise FingerprintMismatch(
@@ -139,10 +151,7 @@ class Embeddings:
         outside = (ids < 0) | (ids >= len(self))
         bad = ids[outside] if outside.any() else ids[~self.known[ids]]
         if bad.size:
-            split = f"; only split {self.manifest.split!r} has any" if self.manifest.split else ""
-            raise InvalidEmbeddings(
-                path="embeddings", reason=f"item {bad[0]} has no vector{split}; embed the dataset with `leverplus embed`"
-            )
+            raise InvalidEmbeddings(path="embeddings", reason=f"item {bad[0]} has no vector; {self.manifest.way_to_more()}")
         return ids
 
     def fingerprint(self) -> dict[str, Any]:
@@ -165,10 +174,15 @@ def require_block(blocks: Sequence[Block], name: str) -> slice:
     return found
 
 
-def _read_manifest(path: Path) -> EmbeddingManifest:
+def read_manifest(folder: Path) -> EmbeddingManifest:
+    """The manifest of an embeddings folder. Raises NotFound, InvalidEmbeddings."""
+    path = folder / _MANIFEST
+    if not path.is_file():
+        raise NotFound(what="embeddings", name=folder.name, hint=f"{folder} has no {_MANIFEST}; `leverplus embed` makes one")
     try:
         value = orjson.loads(path.read_bytes())
         value["blocks"] = tuple(Block(**block) for block in value["blocks"])
+        value["splits"] = None if value["splits"] is None else tuple(value["splits"])
         manifest = EmbeddingManifest(**value)
     except (orjson.JSONDecodeError, TypeError, KeyError) as exc:
         raise InvalidEmbeddings(path=path, reason=f"not a manifest of embeddings: {exc}") from exc

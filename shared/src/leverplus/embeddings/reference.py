@@ -1,14 +1,14 @@
 """The reference's pair of files, `query_embeddings.pt` and `candidate_embeddings.pt`, in and out.
 
-Each holds one tensor [n, d] with a row for each item of the train split, in its order. Other splits have no rows there,
-so after reading they are unknown, and a query of them can be neither embedded nor served from such a pair.
+Each holds one tensor [n, d] with a row for each item of a split, in its order; the reference made the train split's. Splits
+without a pair are unknown after reading, so a query of them can be neither evaluated nor served.
 """
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,37 +24,45 @@ CANDIDATE_FILE = "candidate_embeddings.pt"
 
 
 def read_pair(source: Path | tuple[Path, Path], dataset: Dataset, *, split: str = "train") -> Embeddings:
-    """Embeddings of `dataset` from a folder with the two files, or from (query file, candidate file).
+    """`read_pairs` of one split, from a folder with the two files, or from (query file, candidate file)."""
+    return read_pairs({split: source}, dataset)
+
+
+def read_pairs(sources: Mapping[str, Path | tuple[Path, Path]], dataset: Dataset) -> Embeddings:
+    """Embeddings of `dataset` from a pair of files for each of some splits (at least one).
 
     Vectors are taken as they are (half precision becomes float32), as one block named `joint`. Raises NotFound for a
-    missing file, InvalidEmbeddings for one that is no tensor, not finite, or has another number of rows than the split.
+    missing file, InvalidEmbeddings for one that is no tensor, not finite, has another number of rows than the split, or
+    another width than the file before.
     """
-    query_path, candidate_path = source if isinstance(source, tuple) else (source / QUERY_FILE, source / CANDIDATE_FILE)
-    ids = np.asarray(dataset.split_ids(split), dtype=np.int64)
-    query_rows = _read_rows(query_path, len(ids), dataset=dataset, split=split)
-    candidate_rows = _read_rows(candidate_path, len(ids), dataset=dataset, split=split)
-    if query_rows.shape != candidate_rows.shape:
-        raise InvalidEmbeddings(
-            path=candidate_path, reason=f"vectors of {candidate_rows.shape[1]}, {query_path.name} has {query_rows.shape[1]}"
-        )
-    same: Literal["same", "separate"] = "same" if np.array_equal(query_rows, candidate_rows) else "separate"
-    query = _spread(query_rows, ids, len(dataset))
-    candidate = query if same == "same" else _spread(candidate_rows, ids, len(dataset))
+    files: dict[str, dict[str, str]] = {}
+    query = candidate = np.empty((0, 0), dtype=np.float32)
+    for split, source in sources.items():
+        query_path, candidate_path = source if isinstance(source, tuple) else (source / QUERY_FILE, source / CANDIDATE_FILE)
+        ids = np.asarray(dataset.split_ids(split), dtype=np.int64)
+        query_rows = _read_rows(query_path, len(ids), dataset=dataset, split=split)
+        candidate_rows = _read_rows(candidate_path, len(ids), dataset=dataset, split=split)
+        if not files:
+            # A row that stays NaN is unknown.
+            query = np.full((len(dataset), query_rows.shape[1]), np.nan, dtype=np.float32)
+            candidate = query.copy()
+        for path, rows in ((query_path, query_rows), (candidate_path, candidate_rows)):
+            if rows.shape[1] != query.shape[1]:
+                raise InvalidEmbeddings(path=path, reason=f"vectors of {rows.shape[1]}, the file before has {query.shape[1]}")
+        query[ids], candidate[ids] = query_rows, candidate_rows
+        files[split] = {"query_sha256": file_sha256(query_path), "candidate_sha256": file_sha256(candidate_path)}
+    same = np.array_equal(query, candidate, equal_nan=True)
     manifest = EmbeddingManifest(
-        encoder={
-            "name": "reference-pair",
-            "query_sha256": file_sha256(query_path),
-            "candidate_sha256": file_sha256(candidate_path),
-        },
+        encoder={"name": "reference-pair", "files": files},
         dataset_sha256=dataset.info.sha256,
         blocks=(Block("joint", 0, query.shape[1]),),
         d_model=query.shape[1],
         count=len(dataset),
-        candidate=same,
+        candidate="same" if same else "separate",
         source="reference",
-        split=None if len(ids) == len(dataset) else split,
+        splits=None if set(sources) == set(dataset.splits) else tuple(sources),
     )
-    return Embeddings(query, candidate, manifest)
+    return Embeddings(query, query if same else candidate, manifest)
 
 
 def write_pair(embeddings: Embeddings, dataset: Dataset, folder: Path, *, split: str = "train") -> tuple[Path, Path]:
@@ -86,10 +94,3 @@ def _read_rows(path: Path, expected: int, *, dataset: Dataset, split: str) -> Fl
     if not finite.all():
         raise InvalidEmbeddings(path=path, reason=f"row {int(np.argmin(finite))} has a value that is not finite")
     return rows
-
-
-def _spread(rows: FloatMatrix, ids: np.ndarray[Any, np.dtype[np.int64]], count: int) -> FloatMatrix:
-    """[n, d] → [count, d] with row k at ids[k], the others NaN: unknown."""
-    spread = np.full((count, rows.shape[1]), np.nan, dtype=np.float32)
-    spread[ids] = rows
-    return spread

@@ -24,19 +24,27 @@ class Ports:
         """Three ports that nothing listens on now."""
         return cls(*free_ports(3, host))
 
+    def named(self) -> dict[str, int]:
+        return {"scorer": self.scorer, "trainer": self.trainer, "selector": self.selector}
+
     def require_free(self, host: str) -> None:
         """Conflict naming the first taken port and the option that changes it."""
-        for name, port in (("scorer", self.scorer), ("trainer", self.trainer), ("selector", self.selector)):
-            with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as exc:
-                    raise Conflict(
-                        f"port {port} on {host} cannot be used ({exc.strerror}); choose another with --{name}-port "
-                        f"or LEVERPLUS_{name.upper()}_PORT",
-                        port=port,
-                    ) from exc
+        for name, port in self.named().items():
+            require_free_port(name, port, host)
+
+
+def require_free_port(name: str, port: int, host: str) -> None:
+    """Conflict where the service of that name could not listen there, with the option that changes its port."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            raise Conflict(
+                f"port {port} on {host} cannot be used ({exc.strerror}); choose another with --{name}-port "
+                f"or LEVERPLUS_{name.upper()}_PORT",
+                port=port,
+            ) from exc
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
