@@ -16,7 +16,10 @@ from leverplus.prompts import SHORT_ANSWER, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.images import ImageCache
 from vqa_scorer.engines.processor import load_processor
+from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt, GreedyDecoder, ImageFeatures, rope_positions
 from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+
+SMALL_VLM = Path(__file__).parents[2] / "assets" / "small-vlm"
 
 
 @pytest.fixture
@@ -61,6 +64,48 @@ def test_a_batch_answers_as_one_at_a_time(random_vlm: Path, prompts: list[Scorin
 
 def test_answers_are_those_of_the_stock_processor_and_generate(random_vlm: Path, prompts: list[ScoringPrompt]) -> None:
     assert loaded(random_vlm).generate(prompts) == [stock_answer(random_vlm, prompt) for prompt in prompts]
+
+
+def test_the_small_vlm_answers_as_stock_generate(prompts: list[ScoringPrompt]) -> None:
+    assert loaded(SMALL_VLM, batch_size=2).generate(prompts) == [stock_answer(SMALL_VLM, prompt) for prompt in prompts]
+
+
+def test_positions_are_those_of_get_rope_index(random_vlm: Path) -> None:
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_vlm)
+    image = int(model.config.image_token_id)
+    images = [
+        ImageFeatures(torch.zeros(6, 1), 2, 3),
+        ImageFeatures(torch.zeros(4, 1), 4, 1),
+        ImageFeatures(torch.zeros(1, 1), 1, 1),
+    ]
+    ids = [7, 8, *[image] * 6, 9, *[image] * 4, *[image], 5, 6]
+    tokens = torch.tensor([ids])
+    grid = torch.tensor([[1, found.rows * 2, found.columns * 2] for found in images])
+    # get_rope_index tells images apart by what stands between them, so each gets one call of its own start here
+    expected, _ = model.model.get_rope_index(
+        tokens[:, :9], mm_token_type_ids=(tokens[:, :9] == image).int(), image_grid_thw=grid[:1]
+    )
+    assert torch.equal(rope_positions(ids[:9], images[:1], image), expected[:, 0])
+    assert rope_positions(ids, images, image)[:, 8:].tolist() == [
+        [5, 6, 6, 6, 6, 10, 11, 12],
+        [5, 6, 7, 8, 9, 10, 11, 12],
+        [5, 6, 6, 6, 6, 10, 11, 12],
+    ]
+
+
+def test_prompts_that_begin_otherwise_cost_the_full_price_and_answer_alike(random_vlm: Path) -> None:
+    model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_vlm, dtype=torch.float32).eval()
+    asked = [[11, 12, 13, 14], [11, 12, 15], [21, 22]]
+
+    def decoder(shared: list[int]) -> GreedyDecoder:
+        return GreedyDecoder(model, shared=shared, max_new_tokens=4, stop_tokens=[3], pad=0)
+
+    batch: list[EncodedPrompt[ImageFeatures]] = [EncodedPrompt(ids, ()) for ids in asked]
+    whole = decoder([]).generate(batch)
+    assert decoder([11, 12]).generate(batch) == whole
+    assert decoder([11, 12]).generate(batch[:2]) == whole[:2]
+    stock = model.generate(torch.tensor([asked[0]]), max_new_tokens=4, do_sample=False, eos_token_id=3, pad_token_id=0)
+    assert whole[0] == [token for token in stock[0, 4:].tolist() if token not in (0, 3)]
 
 
 def test_a_directorys_own_generation_settings_do_not_count(

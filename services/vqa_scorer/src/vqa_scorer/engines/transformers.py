@@ -14,10 +14,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
-from leverplus.prompts import SHORT_ANSWER, PromptTemplate
+from leverplus.prompts import SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.images import ImageCache, read_image
 from vqa_scorer.engines.processor import load_processor
+from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt, GreedyDecoder, ImageFeatures
 
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -55,23 +56,20 @@ class GenerationArguments:
 
 
 @dataclass(frozen=True)
-class _Pixels:
-    values: Tensor  # [patches, patch values] float32
-    grid: Tensor  # [1, 3]: frames, patch rows, patch columns
-    tokens: int  # places in the prompt
+class Pixels:
+    """One image as the processor hands it to the vision tower: patches, grid [1, 3], and its places in the prompt."""
 
-
-@dataclass(frozen=True)
-class _Encoded:
-    token_ids: list[int]
-    images: tuple[_Pixels, ...]
+    values: Tensor
+    grid: Tensor
+    tokens: int
 
 
 class TransformersEngine:
-    """Generates with `AutoModelForImageTextToText`, in batches of at most `batch_size` prompts of similar length.
+    """Generates in batches of at most `batch_size` prompts of similar length: greedily with our own decoder, with more
+    beams through transformers' `generate`.
 
-    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the
-    preprocessed images that are kept.
+    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds what is
+    kept of images: their features, or with more beams their pixels.
     """
 
     def __init__(
@@ -93,10 +91,11 @@ class TransformersEngine:
         self._dtype: DtypeName = dtype
         self._batch_size = batch_size
         self._threads = threads
-        self._images = ImageCache(self._preprocess, size=_byte_count, limit=image_cache_bytes)
+        self._images = ImageCache(self._encode_image, size=_byte_count, limit=image_cache_bytes)
         self._fingerprint: dict[str, Any] = {}
         self._model: Any = None
         self._processor: Any = None
+        self._greedy: GreedyDecoder | None = None
 
     def load(self) -> None:
         """Reads configuration, weights and processor.
@@ -120,6 +119,8 @@ class TransformersEngine:
         self._processor = load_processor(directory)
         self._model = model.to(device).eval()
         self._model.generation_config = self._generation_config()
+        if self._arguments.num_beams == 1:
+            self._greedy = self._greedy_decoder()
         self._fingerprint = {
             "vlm": {
                 "model_type": config.model_type,
@@ -143,29 +144,51 @@ class TransformersEngine:
         texts = [""] * len(encoded)
         for start in range(0, len(by_length), self._batch_size):
             chosen = by_length[start : start + self._batch_size]
-            for index, text in zip(chosen, self._generate_batch([encoded[index] for index in chosen]), strict=True):
+            batch: Any = [encoded[index] for index in chosen]
+            written = self._generate_with_beams(batch) if self._greedy is None else self._greedy.generate(batch)
+            for index, text in zip(chosen, self._decode(written), strict=True):
                 texts[index] = text
         return texts
 
-    def _encode(self, prompt: ScoringPrompt) -> _Encoded:
+    def _encode(self, prompt: ScoringPrompt) -> EncodedPrompt[ImageFeatures | Pixels]:
         images = tuple(self._images.get(shot.image) for shot in (*prompt.demonstrations, prompt.query))
-        messages = self._template.messages(prompt.demonstrations, prompt.query)
-        text: str = self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        text = self._text(prompt.demonstrations, prompt.query)
         placeholder: str = self._processor.image_token
         parts = text.split(placeholder)
         if len(parts) != len(images) + 1:
             raise InvalidInput(f"a question or answer holds the image placeholder {placeholder}: {prompt.query.question!r}")
         expanded = "".join(part + placeholder * image.tokens for part, image in zip(parts, images, strict=False)) + parts[-1]
-        return _Encoded(self._processor.tokenizer(expanded, add_special_tokens=False)["input_ids"], images)
+        return EncodedPrompt(self._token_ids(expanded), images)
 
-    def _preprocess(self, path: Path) -> _Pixels:
+    def _text(self, demonstrations: Sequence[Shot], query: Shot) -> str:
+        messages = self._template.messages(demonstrations, query)
+        return self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def _token_ids(self, text: str) -> list[int]:
+        return self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _encode_image(self, path: Path) -> ImageFeatures | Pixels:
         processor = self._processor.image_processor
-        features = processor(images=[read_image(path)], return_tensors="pt")
-        grid: Tensor = features["image_grid_thw"]
-        return _Pixels(features["pixel_values"], grid, int(grid.prod()) // processor.merge_size**2)
+        made = processor(images=[read_image(path)], return_tensors="pt")
+        patches, grid = made["pixel_values"], made["image_grid_thw"]
+        if self._greedy is not None:
+            return self._greedy.encode_image(patches, grid)
+        return Pixels(patches, grid, int(grid.prod()) // processor.merge_size**2)
+
+    def _greedy_decoder(self) -> GreedyDecoder:
+        config = self._model.generation_config
+        stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
+        return GreedyDecoder(
+            self._model,
+            shared=self._token_ids(shared),
+            max_new_tokens=self._arguments.max_new_tokens,
+            stop_tokens=stop,
+            pad=config.pad_token_id,
+        )
 
     @torch.inference_mode()
-    def _generate_batch(self, batch: Sequence[_Encoded]) -> list[str]:
+    def _generate_with_beams(self, batch: Sequence[EncodedPrompt[Pixels]]) -> list[list[int]]:
         """One forward pass over prompts padded on the left, so that every answer begins in the same column."""
         width = max(len(encoded.token_ids) for encoded in batch)
         ids = torch.full((len(batch), width), self._model.generation_config.pad_token_id, dtype=torch.long)
@@ -183,7 +206,10 @@ class TransformersEngine:
         }
         device = self._model.device
         written = self._model.generate(**{name: value.to(device) for name, value in inputs.items()})
-        return self._processor.tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+        return written[:, width:].tolist()
+
+    def _decode(self, written: Sequence[Sequence[int]]) -> list[str]:
+        return self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
     def _generation_config(self) -> GenerationConfig:
         """Ours alone: a model directory may ask for sampling or a repetition penalty, which no fingerprint would show."""
@@ -229,7 +255,7 @@ def _choose_dtype(wanted: DtypeName, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
-def _byte_count(image: _Pixels) -> int:
+def _byte_count(image: ImageFeatures | Pixels) -> int:
     return image.values.numel() * image.values.element_size()
 
 
