@@ -96,7 +96,10 @@ def test_what_is_left_out_is_counted():
         "file_share": 6 / 8,
         "fallback_share": 1 / 8,
         "error_share": 1 / 8,
+        "unknown_share": 0.0,
     }
+    assert counts.first_unknown is not None
+    assert "query 0, pointer [1]: vqa_acc_score unknown, which reward mode 'soft_only' needs" in counts.first_unknown
     examples, counts = build_examples([data], REWARD, skip_fallback=True)
     np.testing.assert_allclose(examples[0].rewards, [0.9, 0.2, 0.2])
     assert counts.skipped_fallback == 1
@@ -105,6 +108,12 @@ def test_what_is_left_out_is_counted():
 def test_shares_of_nothing_are_unknown():
     counts = build_examples([rl_data(record(0, [1]))], REWARD)[1].to_json()
     assert counts["file_share"] is None
+    assert counts["unknown_share"] is None
+
+
+def test_candidates_that_do_not_say_how_they_were_scored_are_a_share_of_their_own():
+    data = rl_data(record(0, [1, 2], candidate(1, mode="unknown"), candidate(2)))
+    assert build_examples([data], REWARD)[1].to_json()["unknown_share"] == 0.5
 
 
 def test_two_files_are_joined_by_query():

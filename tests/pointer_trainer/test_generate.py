@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ import orjson
 import pytest
 
 from leverplus import rl_data
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
+from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkpoint
 from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
+from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Cancelled, FingerprintMismatch, NotFound, Unavailable
 from leverplus.fingerprint import Fingerprint
@@ -26,6 +27,7 @@ from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.jobs.generate import generate
 from pointer_trainer.jobs.train import pool_policy, train_selector
 from pointer_trainer.requests import EvaluateRequest, GenerateRequest
+from pointer_trainer.rl_files import take_in
 from pointer_trainer.scored_queries import AskedQuery, Traffic
 from pointer_trainer.scored_queries import Scorer as ScoredQueries
 
@@ -271,4 +273,27 @@ def test_a_file_that_does_not_say_its_pools_gets_the_union_of_its_ids(data: Data
     rows = [{"pointer": [1, 5], "gen_method": "beam"}, {"pointer": [7, 2], "gen_method": "random"}]
     path.write_bytes(orjson.dumps({"3": {"query": {}, "pointer_candidates": rows}}))
     policy = pool_policy([rl_data.read(path, dataset)], dataset)
-    assert policy == PoolPolicy(sampler="from_pointers", candidate_split="train", ids=(1, 2, 5, 7))
+    # Not without items of the query's image: an old file may show one in a demonstration.
+    assert policy == PoolPolicy(sampler="from_pointers", candidate_split="train", exclude=("query",), ids=(1, 2, 5, 7))
+
+
+def test_an_old_file_with_a_demonstration_of_the_querys_image_is_trained_on(run: Any, data: DataRoot, tmp_path: Path) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    items = [replace(item, image_id=f"pair-{item.item_id // 2}") for item in dataset.items]
+    write_dataset(data.dataset("pairs"), replace(dataset.info, name="pairs"), items)
+    pairs = Dataset.open(data.dataset("pairs"))
+    embeddings = Embeddings.open(data.embeddings("toy"), dataset)
+    manifest = replace(embeddings.manifest, dataset_sha256=pairs.info.sha256)
+    Embeddings(embeddings.query, embeddings.candidate, manifest).save(data.embeddings("pairs"))
+    path = tmp_path / "old.json"
+    scores = {"vqa_correct": 1, "vqa_acc_score": 1.0, "vqa_eval_mode": "vqaEval"}
+    rows = {
+        str(query): {"pointer_candidates": [{"pointer": [query ^ 1, (query + other) % 8], **scores} for other in (2, 4)]}
+        for query in range(8)
+    }
+    path.write_bytes(orjson.dumps(rows))
+    rl_data_id, _ = take_in(path, data, "pairs")
+    config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4}
+    trained = train_selector(run.context({"rl_data": [rl_data_id], "config": config}))
+    policy = read_info(data.checkpoint(trained["checkpoint_id"])).pool_policy
+    assert policy == {"sampler": "from_pointers", "candidate_split": "train", "exclude": ["query"], "ids": list(range(8))}

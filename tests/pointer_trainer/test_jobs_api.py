@@ -14,11 +14,15 @@ from typing import Any
 
 import orjson
 import pytest
+import torch
 from fastapi.testclient import TestClient
 from redis import Redis
 
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.embeddings.reference import read_pair
+from leverplus.errors import InvalidRlData
 from leverplus.files import remove_folder
 from leverplus.store import JobStore
 from pointer_trainer.app import create_app
@@ -126,6 +130,26 @@ def test_embeddings_must_be_there_first(api: TestClient, data: DataRoot) -> None
         answer = api.post(path, json=body)
         assert answer.status_code == 404
         assert "POST /embeddings" in answer.json()["detail"]
+
+
+def test_a_split_without_vectors_is_refused_before_there_is_a_job(api: TestClient, data: DataRoot) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    folder = data.path / "pair"
+    folder.mkdir()
+    for name in ("query", "candidate"):
+        torch.save(torch.ones(12, 8), folder / f"{name}_embeddings.pt")
+    read_pair(folder, dataset).save(data.embeddings("toy"), overwrite=True)
+    for path, body in (
+        ("/evaluate", {"dataset": "toy", "split": "test"}),
+        ("/rl-data/generate", {"dataset": "toy", "split": "test"}),
+        ("/rl-data/generate", {"dataset": "toy", "pool": {"candidate_split": "test"}}),
+    ):
+        answer = api.post(path, json=body)
+        assert answer.status_code == 422, answer.text
+        assert "no item of split 'test' has a vector" in answer.json()["detail"]
+        assert "leverplus import embeddings" in answer.json()["detail"]
+    assert api.get("/jobs").json() == {"jobs": []}
+    assert api.post("/evaluate", json={"dataset": "toy", "split": "train"}).status_code == 202
 
 
 def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettings, data: DataRoot) -> None:
@@ -248,7 +272,20 @@ def test_an_upload_that_does_not_fit_leaves_nothing(
     answer = upload(api, content, dataset)
     assert answer.status_code == status, answer.text
     assert words in answer.json()["detail"]
+    assert str(data.path / "rl-data") not in answer.text
     assert list((data.path / "rl-data").glob("*")) == []
+
+
+def test_errors_of_an_upload_call_the_file_by_its_name(api: TestClient, data: DataRoot, tmp_path: Path) -> None:
+    client = TrainerClient("http://testserver")
+    client._http = api  # pyright: ignore[reportPrivateUsage]
+    path = tmp_path / "mine.json"
+    path.write_bytes(orjson.dumps({"30": RL_FILE["3"]}))
+    with pytest.raises(InvalidRlData, match=r"mine\.json: query 30: field query_id"):
+        client.upload_rl_data(path, "toy")
+    answer = api.post("/rl-data", params={"dataset": "toy"}, content=path.read_bytes())
+    assert answer.json()["detail"].startswith("upload: query 30: ")
+    assert answer.json()["context"]["file"] == "upload"
 
 
 def test_an_upload_is_bounded_and_not_empty(settings: TrainerSettings, data: DataRoot) -> None:

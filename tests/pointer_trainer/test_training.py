@@ -207,8 +207,19 @@ def test_unknown_rewards_are_left_out_and_counted(world: World, tmp_path: Path):
 
 def test_nothing_known_is_refused(world: World, tmp_path: Path):
     unknown = {"vqa_correct": None, "vqa_acc_score": None, "vqa_eval_mode": "error"}
-    with pytest.raises(InvalidInput, match="known reward"):
+    with pytest.raises(
+        InvalidInput, match=r"known reward, e\.g\. query 0, pointer \[\d+\]: vqa_correct and vqa_acc_score unknown"
+    ):
         run(world, tmp_path, [with_candidates(world, dict.fromkeys(range(20), unknown))])
+    with pytest.raises(InvalidInput, match=r"query 0, pointer .*: vqa_gt_prob unknown, .*'hard01_plus_gtprob'"):
+        run(world, tmp_path, reward={"mode": "hard01_plus_gtprob"})
+
+
+def test_settings_without_effect_are_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    metrics = run(world, tmp_path, rce_epochs=1, kl_beta=0.3, freeze_backbone_in_grpo=True).metrics
+    assert metrics["settings_without_effect"] == ["kl_beta", "freeze_backbone_in_grpo"]
+    assert "grpo_epochs is 0: kl_beta, freeze_backbone_in_grpo" in caplog.text
+    assert "settings_without_effect" not in run(world, tmp_path / "again", rce_epochs=1).metrics
 
 
 def test_other_contracts_are_refused(world: World, tmp_path: Path):
@@ -227,12 +238,18 @@ def test_other_contracts_are_refused(world: World, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_without_a_pool_contract_is_trained_on_what_will_be_served(world: World, tmp_path: Path):
+def test_a_file_without_a_pool_contract_is_trained_on_what_will_be_served(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     used = sorted({item for record in world.data.records for one in record.candidates for item in one.pointer})
     served = replace(world, policy=PoolPolicy(sampler="from_pointers", exclude=("query",), ids=tuple(used)))
     foreign = replace(world.data, fingerprint=replace(world.data.fingerprint, pool=None, generation=None))
     run(served, tmp_path, [foreign], rce_epochs=1)
     _, info = load_checkpoint(tmp_path / "ckpt-1")
+    assert (info.metrics["queries_with_replaced_pool"], info.metrics["shared_pool_ids"]) == (QUERIES, len(used))
+    assert f"pools of {QUERIES} queries are replaced by one shared pool of {len(used)} ids" in caplog.text
+    own = run(world, tmp_path / "own", rce_epochs=1).metrics
+    assert not {"queries_with_replaced_pool", "shared_pool_ids"} & set(own)
     contract = Fingerprint(pool=Pools(world.dataset, world.embeddings, served.policy).fingerprint())
     contract.require_same(info.fingerprint, subject="checkpoint", parts=("pool",))
     too_small = replace(world, policy=PoolPolicy(sampler="from_pointers", exclude=("query",), ids=tuple(used[:-1])))

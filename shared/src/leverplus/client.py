@@ -134,7 +134,8 @@ class TrainerClient(ServiceClient):
     def upload_rl_data(self, path: Path, dataset: str) -> dict[str, Any]:
         with path.open("rb") as stream:
             headers = {"Content-Type": "application/octet-stream"}
-            return self.request("POST", "/rl-data", params={"dataset": dataset}, content=stream, headers=headers).json()
+            named = {"dataset": dataset, "name": path.name}
+            return self.request("POST", "/rl-data", params=named, content=stream, headers=headers).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self.request("GET", f"/jobs/{job_id}").json()

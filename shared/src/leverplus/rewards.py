@@ -43,6 +43,8 @@ REWARD_MODES: tuple[RewardMode, ...] = get_args(RewardMode)
 Scored = Candidate | Mapping[str, Any]
 """A candidate, or the object of its RL JSON fields."""
 
+_Term = tuple[float, str, float | None]
+
 
 @dataclass(frozen=True)
 class RewardConfig:
@@ -92,7 +94,8 @@ def compute_reward(candidate: Scored, config: RewardConfig, group: Sequence[Scor
     InvalidConfig if hybrid is asked for without a group, InvalidRlData if no candidate of the group has an InfoScore or if a
     value is no finite number.
     """
-    reward = _hybrid(candidate, config, group) if config.mode == "hybrid" else _plain(candidate, config)
+    terms = _terms(candidate, config)
+    reward = _sum(_scaled(terms, config, group) if config.mode == "hybrid" else terms)
     if reward is None:
         return None
     low, high = config.reward_clip
@@ -117,32 +120,52 @@ def compute_rewards(candidates: Sequence[Scored], config: RewardConfig) -> list[
     ]
 
 
-def _plain(candidate: Scored, config: RewardConfig) -> float | None:
-    hard, soft = _value(candidate, "vqa_correct"), _value(candidate, "vqa_acc_score")
-    if config.mode == "legacy":
-        return _legacy(candidate, config)
-    if config.mode == "hard_only":
-        return _sum((config.hard_weight, hard))
-    if config.mode == "soft_only":
-        return _sum((config.soft_weight, soft))
-    if config.mode == "hard_plus_soft":
-        return _sum((config.hard_weight, hard), (config.soft_weight, soft))
-    if config.mode in ("hard_plus_soft_v2", "separated"):  # the same numbers by two roads
-        return _sum((2 * config.hard_weight, hard), (config.soft_weight, soft))
-    probability = _value(candidate, "vqa_gt_prob")
-    if config.mode == "hard01_plus_gtprob":
-        return _sum((config.hard_weight, hard), (config.soft_weight, probability))
-    if config.mode == "hard01_plus_gtprob_separated":
-        return _sum((2 * config.hard_weight, hard), (config.soft_weight, probability))
-    rel_weight = None if hard is None else config.rel_weight * (1 - hard)
-    if config.rel_weight != 0 and rel_weight is None:
-        return None
-    return _sum(
-        (config.hard_weight, hard), (config.soft_weight, probability), (rel_weight or 0.0, _value(candidate, "vqa_rel_score"))
-    )
+def unknown_fields(candidate: Scored, config: RewardConfig) -> list[str]:
+    """The fields that the candidate's reward needs and that are unknown, so that it has none."""
+    return list(dict.fromkeys(name for weight, name, value in _terms(candidate, config) if weight != 0 and value is None))
 
 
-def _hybrid(candidate: Scored, config: RewardConfig, group: Sequence[Scored] | None) -> float | None:
+def _terms(candidate: Scored, config: RewardConfig) -> list[_Term]:
+    """(weight, field, value) of each term of the reward; their sum is the reward, but for hybrid's scaling."""
+    mode, value = config.mode, lambda name: _value(candidate, name)
+    if mode == "hybrid":
+        rest = 1 - config.alpha
+        weights = {config.info_field: config.alpha, "vqa_correct": rest, "vqa_acc_score": rest}
+        return [(weight, name, value(name)) for name, weight in weights.items()]
+    if mode == "legacy":
+        return _legacy_terms(candidate, config)
+    soft = "vqa_gt_prob" if "gtprob" in mode else "vqa_acc_score"
+    # Two modes by different roads to the same numbers: a right answer counts twice.
+    twice = mode in ("hard_plus_soft_v2", "separated", "hard01_plus_gtprob_separated")
+    weights = {"vqa_correct": config.hard_weight * (2 if twice else 1), soft: config.soft_weight}
+    if mode == "hard_only":
+        del weights[soft]
+    if mode == "soft_only":
+        del weights["vqa_correct"]
+    terms: list[_Term] = [(weight, name, value(name)) for name, weight in weights.items()]
+    if mode == "hard_plus_gtprob_plus_rel" and config.rel_weight != 0:
+        hard = value("vqa_correct")
+        if hard is None:
+            return [*terms, (config.rel_weight, "vqa_correct", None)]
+        terms.append((config.rel_weight * (1 - hard), "vqa_rel_score", value("vqa_rel_score")))
+    return terms
+
+
+def _legacy_terms(candidate: Scored, config: RewardConfig) -> list[_Term]:
+    quality_field = "logprob_score" if config.use_logprob else "beam_score"
+    quality = _value(candidate, quality_field)
+    if quality is not None and config.use_logprob:
+        quality = -quality
+    correctness = _value(candidate, "vqa_correct")
+    if correctness is None:
+        correctness = _value(candidate, "vqa_acc_score")
+    if correctness is not None and config.correctness_mode == "pm1":
+        correctness = 2 * correctness - 1
+    return [(config.alpha, quality_field, quality), (config.beta, "vqa_correct", correctness)]
+
+
+def _scaled(terms: list[_Term], config: RewardConfig, group: Sequence[Scored] | None) -> list[_Term]:
+    """The terms of hybrid with the InfoScore, which is the first, as its place between the group's lowest and highest."""
     if group is None:
         raise InvalidConfig(field="reward.mode", reason="hybrid scales the InfoScore in its group, and no group was given")
     known = [value for one in group if (value := _value(one, config.info_field)) is not None]
@@ -152,27 +175,14 @@ def _hybrid(candidate: Scored, config: RewardConfig, group: Sequence[Scored] | N
             "score with InfoScore, or choose another mode",
             field=config.info_field,
         )
-    info = _value(candidate, config.info_field)
+    (weight, name, info), *rest = terms
     scaled = None if info is None else (info - min(known)) / (max(known) - min(known) + 1e-8)
-    rest = 1 - config.alpha
-    return _sum((config.alpha, scaled), (rest, _value(candidate, "vqa_correct")), (rest, _value(candidate, "vqa_acc_score")))
+    return [(weight, name, scaled), *rest]
 
 
-def _legacy(candidate: Scored, config: RewardConfig) -> float | None:
-    quality = _value(candidate, "logprob_score" if config.use_logprob else "beam_score")
-    if quality is not None and config.use_logprob:
-        quality = -quality
-    correctness = _value(candidate, "vqa_correct")
-    if correctness is None:
-        correctness = _value(candidate, "vqa_acc_score")
-    if correctness is not None and config.correctness_mode == "pm1":
-        correctness = 2 * correctness - 1
-    return _sum((config.alpha, quality), (config.beta, correctness))
-
-
-def _sum(*terms: tuple[float, float | None]) -> float | None:
+def _sum(terms: list[_Term]) -> float | None:
     total = 0.0
-    for weight, value in terms:
+    for weight, _, value in terms:
         if weight == 0:
             continue
         if value is None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from leverplus.embeddings import Embeddings
 from leverplus.errors import IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
-from leverplus.rewards import RewardConfig, compute_rewards
+from leverplus.rewards import RewardConfig, compute_rewards, unknown_fields
 from leverplus.rl_data import Candidate, QueryRecord, RlData, merge_duplicates
 
 if TYPE_CHECKING:
@@ -53,16 +53,18 @@ class DataCounts:
     unknown_reward: int = 0
     skipped_fallback: int = 0
     duplicates: int = 0
+    first_unknown: str | None = None
+    """The first candidate without a reward: its query, pointer, and the fields that the reward needs and it lacks."""
     modes: Counter[str] = field(default_factory=Counter[str])
 
     def to_json(self) -> dict[str, float | int | None]:
-        """All counts, and the shares of file, fallback and error among all candidates (None without candidates)."""
+        """All counts, and the shares of file, fallback, error and unknown among all candidates (None without candidates)."""
         counts: dict[str, float | int | None] = {
             name: getattr(self, name)
             for name in ("queries", "queries_without_candidates", "groups", "groups_of_equal_rewards", "candidates",
                          "candidates_used", "zero_shot", "unknown_reward", "skipped_fallback", "duplicates")
         }  # fmt: skip
-        for mode in ("file", "fallback", "error"):
+        for mode in ("file", "fallback", "error", "unknown"):
             counts[f"{mode}_share"] = self.modes[mode] / self.candidates if self.candidates else None
         return counts
 
@@ -180,11 +182,13 @@ def _build_example(
     used: list[Candidate] = []
     rewards: list[float] = []
     for group in _group_by_shots(candidates, skip_fallback, counts).values():
-        known = [
-            (candidate, value)
-            for candidate, value in zip(group, _rewards(group, reward, query_id), strict=True)
-            if value is not None
-        ]
+        scored = list(zip(group, _rewards(group, reward, query_id), strict=True))
+        known = [(candidate, value) for candidate, value in scored if value is not None]
+        if counts.first_unknown is None and (lacking := next((one for one, value in scored if value is None), None)):
+            fields = " and ".join(unknown_fields(lacking, reward))
+            counts.first_unknown = (
+                f"query {query_id}, pointer {list(lacking.pointer)}: {fields} unknown, which reward mode {reward.mode!r} needs"
+            )
         counts.unknown_reward += len(group) - len(known)
         if not known:
             continue

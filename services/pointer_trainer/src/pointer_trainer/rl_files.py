@@ -54,13 +54,15 @@ def upload_folder(root: DataRoot) -> Path:
     return Path(tempfile.mkdtemp(prefix=".upload-", dir=parent))
 
 
-def take_in(uploaded: Path, root: DataRoot, dataset_name: str) -> tuple[str, dict[str, Any]]:
+def take_in(uploaded: Path, root: DataRoot, dataset_name: str, name: str = "upload") -> tuple[str, dict[str, Any]]:
     """Checks an uploaded file against a dataset and keeps it. Returns its id, made from its contents, and its report.
+
+    Errors call the file `name`: where it lies here says nothing to who sent it.
 
     InvalidRlData, IdOutsidePool or FingerprintMismatch when it does not fit; nothing is kept then.
     """
     dataset = Dataset.open(root.dataset(dataset_name))
-    data = rl_data.read(uploaded, dataset)
+    data = rl_data.read(uploaded, dataset, name=name)
     fingerprint = replace(data.fingerprint, dataset=dataset.fingerprint())
     rl_data_id = f"rl-{file_sha256(uploaded)[:12]}"
     path = root.rl_data(rl_data_id)

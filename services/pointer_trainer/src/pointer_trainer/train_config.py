@@ -57,6 +57,11 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
+    def grpo_settings(self) -> list[str]:
+        """Names of the settings of GRPO that differ from their defaults."""
+        names = ("grpo_lr", "kl_beta", "clip_epsilon", "advantage_clip", "freeze_backbone_in_grpo")
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+
     @field_validator("grpo_epochs")
     @classmethod
     def _rce_only(cls, value: int) -> int:

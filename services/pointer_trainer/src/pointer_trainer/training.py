@@ -67,12 +67,13 @@ def train(
     run_folder: Path,
     progress: Progress,
     should_stop: Callable[[], bool],
+    logger: logging.Logger = _logger,
 ) -> TrainResult:
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
-    at every optimiser step.
+    at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
     Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end.
     """
@@ -92,15 +93,16 @@ def train(
     for name, part in (("trained on", train_examples), ("held out", held_out_examples)):
         if not part:
             raise InvalidInput(
-                f"none of the queries to be {name} has a candidate with demonstrations and a known reward: {counts.to_json()}"
+                f"none of the queries to be {name} has a candidate with demonstrations and a known reward"
+                + (f", e.g. {counts.first_unknown}" if counts.first_unknown else "")
+                + f": {counts.to_json()}"
             )
     data_metrics = {
         **counts.to_json(),
         "train_queries": len(train_examples),
         "held_out_queries": len(held_out_examples),
+        **_unexpected(config, rl_data, pool_policy, logger),
     }
-    if config.grpo_epochs <= 0:
-        _logger.warning("grpo_epochs is %d: only RCE is run, and its checkpoint is the result", config.grpo_epochs)
 
     # The caller's random state is left as it was, and has no part in the result.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -132,10 +134,29 @@ def train(
         rl_data=[dict(ref) for ref in rl_data_refs],
         metrics=best,
         code_version=leverplus.__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     save_checkpoint(checkpoint_folder, best_tensors, info)
     return TrainResult(checkpoint_folder.name, best, curve_path, rows)
+
+
+def _unexpected(
+    config: TrainConfig, rl_data: Sequence[RlData], pool_policy: PoolPolicy, logger: logging.Logger
+) -> dict[str, Any]:
+    """What a run does that its config and data do not show by themselves: told to the log, and kept among the metrics."""
+    found: dict[str, Any] = {}
+    if config.grpo_epochs <= 0:
+        logger.warning("grpo_epochs is %d: only RCE is run, and its checkpoint is the result", config.grpo_epochs)
+        if settings := config.grpo_settings():
+            logger.warning("without effect, because they are of GRPO and grpo_epochs is 0: %s", ", ".join(settings))
+            found["settings_without_effect"] = settings
+    own = sum(data.fingerprint.pool is None and record.pool_source == "file" for data in rl_data for record in data.records)
+    if own and pool_policy.ids is not None:
+        shared = len(pool_policy.ids)
+        logger.warning("the pools of %d queries are replaced by one shared pool of %d ids, which is what will be served: the "
+                       "files do not say how their own pools were made", own, shared)  # fmt: skip
+        found |= {"queries_with_replaced_pool": own, "shared_pool_ids": shared}
+    return found
 
 
 def _rce_epochs(

@@ -52,6 +52,7 @@ def train_selector(context: JobContext) -> dict[str, Any]:
             run_folder=context.run_folder,
             progress=context.progress,
             should_stop=context.should_stop,
+            logger=context.logger,
         )
     info = read_info(root.checkpoint(checkpoint_id))
     curves = sorted(path.name for path in context.run_folder.glob("*.png"))
@@ -61,8 +62,8 @@ def train_selector(context: JobContext) -> dict[str, Any]:
 def pool_policy(data: Sequence[RlData], dataset: Dataset) -> PoolPolicy:
     """The policy that `_meta` states; else one shared pool of all ids that are in a pool of the files.
 
-    The latter is what a file of the reference gets: it does not say how its pools came about. InvalidRlData where those
-    ids are of several splits.
+    The latter is what a file of the reference gets: it does not say how its pools came about. Such a file may show a query's
+    own image in a demonstration, so its pools leave out the query alone. InvalidRlData where those ids are of several splits.
     """
     stated = data[0].meta.get("pool_policy")
     if stated is not None:
@@ -72,4 +73,4 @@ def pool_policy(data: Sequence[RlData], dataset: Dataset) -> PoolPolicy:
     if len(splits) != 1:
         reason = f"ids of splits {splits}; demonstrations must come from one split"
         raise InvalidRlData(file="RL data", query=None, field="candidate_pool_ids", reason=reason)
-    return PoolPolicy(sampler="from_pointers", candidate_split=splits[0], ids=tuple(ids))
+    return PoolPolicy(sampler="from_pointers", candidate_split=splits[0], exclude=("query",), ids=tuple(ids))

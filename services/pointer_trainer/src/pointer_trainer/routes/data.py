@@ -48,7 +48,10 @@ class RlDataList(BaseModel):
 
 @router.post("/rl-data", openapi_extra=_BODY)
 async def upload_rl_data(
-    request: Request, state: State, dataset: Annotated[str, Query(description="the dataset its ids are of")]
+    request: Request,
+    state: State,
+    dataset: Annotated[str, Query(description="the dataset its ids are of")],
+    name: Annotated[str, Query(min_length=1, max_length=255, description="what errors call the file")] = "upload",
 ) -> Uploaded:
     """Takes an RL JSON or NDJSON file as the raw body, checks it against the dataset, and keeps it. Equal contents: equal id."""
     await to_thread.run_sync(lambda: Dataset.open(state.data_root.dataset(dataset), verify=False))
@@ -65,7 +68,7 @@ async def upload_rl_data(
                 await stream.write(chunk)
         if size == 0:
             raise InvalidInput("the body is empty; send the file's bytes, e.g. curl --data-binary @file.json")
-        rl_data_id, report = await to_thread.run_sync(take_in, uploaded, state.data_root, dataset)
+        rl_data_id, report = await to_thread.run_sync(take_in, uploaded, state.data_root, dataset, name)
     finally:
         await to_thread.run_sync(remove_folder, folder)
     return Uploaded(rl_data_id=rl_data_id, report=report)

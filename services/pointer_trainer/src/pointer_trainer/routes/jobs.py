@@ -10,6 +10,7 @@ from sse_starlette import EventSourceResponse
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
+from leverplus.embeddings import read_manifest
 from leverplus.errors import NotFound
 from leverplus.store import Job
 from pointer_trainer.events import job_events
@@ -43,10 +44,14 @@ def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel,
     return Accepted(job_id=job.id)
 
 
-def _require_embeddings(state: TrainerState, dataset: str) -> None:
-    """That there are some; the job reads and checks them, which may take long."""
-    if not state.data_root.embeddings(dataset).is_dir():
+def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> None:
+    """That there are some, of these splits; the job reads and checks them, which may take long."""
+    folder = state.data_root.embeddings(dataset)
+    if not folder.is_dir():
         raise NotFound(what="embeddings", name=dataset, hint="make them first: POST /embeddings or `leverplus embed`")
+    manifest = read_manifest(folder)
+    for split in splits:
+        manifest.require_split(split)
 
 
 @router.post("/embeddings", status_code=202)
@@ -62,7 +67,7 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     sample_queries(dataset, body.split, body.queries, body.seed)
     dataset.split_ids(body.pool.candidate_split)
-    _require_embeddings(state, body.dataset)
+    _require_embeddings(state, body.dataset, body.split, body.pool.candidate_split)
     if body.checkpoint is not None:
         read_info(state.data_root.checkpoint(body.checkpoint))
     return _accept(state, response, GENERATE, body, key)
@@ -84,7 +89,7 @@ def start_evaluation(body: EvaluateRequest, response: Response, state: State, ke
     """Compares systems on held-out queries, with intervals."""
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     sample_queries(dataset, body.split, body.queries, body.seed)
-    _require_embeddings(state, body.dataset)
+    _require_embeddings(state, body.dataset, body.split)
     for checkpoint in body.checkpoints:
         read_info(state.data_root.checkpoint(checkpoint))
     return _accept(state, response, EVALUATE, body, key)
