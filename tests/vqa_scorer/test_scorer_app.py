@@ -87,6 +87,29 @@ def test_committed_scores_need_no_engine_also_for_another_flavour_and_after_a_re
     asyncio.run(scenario())
 
 
+def test_a_mark_of_the_models_own_in_a_text_is_refused_before_the_engine_is_asked(
+    settings: ScorerSettings, running: Running
+) -> None:
+    """`is 2` stands in the question of item 2, `red` in the answers of items 0 and 3."""
+    engine = EchoEngine(reserved=frozenset({"is 2", "red"}))
+
+    async def scenario() -> None:
+        async with running(create_app(settings, engine)) as client:
+            for request, named in [
+                (body((1, [[]]), (2, [[]])), "question of item 2 holds 'is 2'"),
+                (body((1, [[5], [2]])), "question of item 2 holds 'is 2'"),
+                (body((1, [[5, 3]])), "answer of item 3 holds 'red'"),
+            ]:
+                answer = await client.post("/score", json=request)
+                assert (answer.status_code, answer.json()["type"]) == (422, "InvalidInput")
+                assert named in answer.json()["detail"]
+            assert engine.batches == []
+            # Of a query only the question is shown.
+            assert (await client.post("/score", json=body((0, [[1]])))).status_code == 200
+
+    asyncio.run(scenario())
+
+
 def test_racing_requests_share_batches_and_identical_pointers(settings: ScorerSettings, running: Running) -> None:
     gate = Event()
     engine = EchoEngine(gate=gate)

@@ -130,6 +130,12 @@ def test_the_fingerprint_names_weights_prompt_arguments_and_dtype(random_vlm: Pa
     assert beams["arguments"] == {"max_new_tokens": 5, "num_beams": 3, "length_penalty": 0.0}
 
 
+def test_the_tokenizers_special_tokens_are_reserved(random_vlm: Path) -> None:
+    found = loaded(random_vlm).reserved_texts()
+    assert {"<|image_pad|>", "<|im_end|>", "<|vision_start|>"} <= found
+    assert all(text.startswith("<|") for text in found)
+
+
 def test_directories_that_are_no_vlm_are_refused(random_vlm: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="absent"):
         loaded(tmp_path / "absent")

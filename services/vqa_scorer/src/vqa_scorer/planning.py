@@ -70,8 +70,8 @@ class ScorePlan:
         return list(dict.fromkeys((query_id, pointer) for query_id, pointers in self.queries for pointer in pointers))
 
 
-def plan_request(request: ScoreRequest, datasets: OpenDatasets) -> ScorePlan:
-    """Checks ids, pointers, answers of demonstrations, and options."""
+def plan_request(request: ScoreRequest, datasets: OpenDatasets, reserved: frozenset[str] = frozenset()) -> ScorePlan:
+    """Checks ids, pointers, answers of demonstrations, options, and that no text holds one of the model's `reserved` ones."""
     options = request.options
     for option in ("gt_prob", "info_score"):
         if getattr(options, option):
@@ -89,10 +89,25 @@ def plan_request(request: ScoreRequest, datasets: OpenDatasets) -> ScorePlan:
             )
         pointers = tuple(check_pointer(pointer, query_id=query.query_id, item_count=len(dataset)) for pointer in query.pointers)
         queries.append((item.item_id, pointers))
-    for item_id in dict.fromkeys(shot for _, pointers in queries for pointer in pointers for shot in pointer):
-        if dataset.item(item_id).answer is None:
+    demonstrations = dict.fromkeys(shot for _, pointers in queries for pointer in pointers for shot in pointer)
+    for item_id in demonstrations:
+        answer = dataset.item(item_id).answer
+        if answer is None:
             raise InvalidInput(f"item {item_id} has no answer, so it cannot be a demonstration", item_id=item_id)
+        _check_text(item_id, "answer", answer, reserved)
+    for item_id in dict.fromkeys([*(item_id for item_id, _ in queries), *demonstrations]):
+        _check_text(item_id, "question", dataset.item(item_id).question, reserved)
     return ScorePlan(opened, options, tuple(queries))
+
+
+def _check_text(item_id: ItemId, field: str, text: str, reserved: frozenset[str]) -> None:
+    found = next((mark for mark in sorted(reserved) if mark in text), None)
+    if found is not None:
+        raise InvalidInput(
+            f"the {field} of item {item_id} holds {found!r}, which the model reads as a mark of its own and not as text; "
+            "leave the item out, or import the dataset without it",
+            item_id=item_id,
+        )
 
 
 class ReadableImages:

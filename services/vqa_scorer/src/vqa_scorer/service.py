@@ -58,6 +58,7 @@ class ScoringService:
         self._images = ReadableImages()
         self._generation: dict[str, Any] = {}
         self._generation_digest = ""
+        self._reserved: frozenset[str] = frozenset()
         self.worker: BatchWorker[WorkKey, ScoringPrompt] = BatchWorker(
             self._process,
             load=self._load,
@@ -108,7 +109,7 @@ class ScoringService:
         return response
 
     def _prepare(self, request: ScoreRequest) -> tuple[ScorePlan, dict[ScoreKey, str], dict[WorkKey, ScoringPrompt]]:
-        plan = plan_request(request, self._datasets)
+        plan = plan_request(request, self._datasets, self._reserved)
         keys = plan.keys()
         committed = self._committed(plan.opened.digest, keys)
         prompts = build_prompts(plan, (key for key in keys if key not in committed), self._images)
@@ -151,6 +152,7 @@ class ScoringService:
     def _load(self) -> None:
         self._store = self._open_scores()
         self._engine.load()
+        self._reserved = self._engine.reserved_texts()
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
 

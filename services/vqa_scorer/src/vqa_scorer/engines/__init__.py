@@ -18,7 +18,7 @@ class ScoringPrompt:
 
 
 class Engine(Protocol):
-    """A VLM. All three methods are called from one thread; `load` comes first."""
+    """A VLM. All methods are called from one thread; `load` comes first."""
 
     def load(self) -> None:
         """Makes the engine ready to generate; raises if it cannot be."""
@@ -30,4 +30,8 @@ class Engine(Protocol):
 
     def generation_fingerprint(self) -> dict[str, Any]:
         """All that decides the text besides the prompt's items: the `generation` part of a fingerprint."""
+        ...
+
+    def reserved_texts(self) -> frozenset[str]:
+        """What no question or answer may hold, because the model reads it as a mark of its own: an image, a turn's end."""
         ...

@@ -14,7 +14,7 @@ class EchoEngine:
     """Answers what the last demonstration answers; without demonstrations, `zero_shot`.
 
     `delay_s` is waited in every batch; `gate`, if given, must be set before a batch goes on (at most 30 s); `failure` and
-    `load_failure` are raised. `batches` records what was asked.
+    `load_failure` are raised. `reserved` are texts that no prompt may hold. `batches` records what was asked.
     """
 
     def __init__(
@@ -25,12 +25,14 @@ class EchoEngine:
         gate: Event | None = None,
         failure: Exception | None = None,
         load_failure: Exception | None = None,
+        reserved: frozenset[str] = frozenset(),
     ) -> None:
         self.zero_shot = zero_shot
         self.delay_s = delay_s
         self.gate = gate
         self.failure = failure
         self.load_failure = load_failure
+        self.reserved = reserved
         self.started = Event()
         self.batches: list[list[ScoringPrompt]] = []
 
@@ -51,3 +53,6 @@ class EchoEngine:
 
     def generation_fingerprint(self) -> dict[str, Any]:
         return {"vlm": {"model_type": "echo", "weights_sha256": None}, "arguments": {"zero_shot": self.zero_shot}}
+
+    def reserved_texts(self) -> frozenset[str]:
+        return self.reserved

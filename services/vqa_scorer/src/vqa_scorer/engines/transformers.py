@@ -137,6 +137,11 @@ class TransformersEngine:
         assert self._fingerprint, "load() comes first"
         return dict(self._fingerprint)
 
+    def reserved_texts(self) -> frozenset[str]:
+        """The tokenizer's special tokens: it would find them inside a text as well."""
+        added = self._processor.tokenizer.added_tokens_decoder.values()
+        return frozenset(token.content for token in added if token.special) | {self._processor.image_token}
+
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
         encoded = [self._encode(prompt) for prompt in prompts]
