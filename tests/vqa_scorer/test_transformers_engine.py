@@ -14,9 +14,10 @@ from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, Not
 from leverplus.files import file_sha256
 from leverplus.prompts import SHORT_ANSWER, Shot
 from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.decoding import greedy_search
 from vqa_scorer.engines.images import ImageCache
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt, GreedyDecoder, ImageFeatures, rope_positions
+from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures, rope_positions
 from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
 
 SMALL_VLM = Path(__file__).parents[2] / "assets" / "small-vlm"
@@ -42,7 +43,7 @@ def loaded(folder: Path, **options: Any) -> TransformersEngine:
     return engine
 
 
-def stock_answer(folder: Path, prompt: ScoringPrompt) -> str:
+def stock_answer(folder: Path, prompt: ScoringPrompt, **arguments: Any) -> str:
     """One prompt through transformers' own processor and generate, without padding."""
     processor = load_processor(folder)
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -50,7 +51,7 @@ def stock_answer(folder: Path, prompt: ScoringPrompt) -> str:
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [Image.open(shot.image).convert("RGB") for shot in (*prompt.demonstrations, prompt.query)]
     inputs = processor(text=[text], images=images, return_tensors="pt")
-    written = model.generate(**inputs, max_new_tokens=5, do_sample=False)
+    written = model.generate(**inputs, max_new_tokens=5, do_sample=False, **arguments)
     return processor.tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -64,6 +65,17 @@ def test_a_batch_answers_as_one_at_a_time(random_vlm: Path, prompts: list[Scorin
 
 def test_answers_are_those_of_the_stock_processor_and_generate(random_vlm: Path, prompts: list[ScoringPrompt]) -> None:
     assert loaded(random_vlm).generate(prompts) == [stock_answer(random_vlm, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, -2.0])
+@pytest.mark.parametrize("num_beams", [2, 3, 5])
+def test_beams_end_where_stock_generates_do(
+    random_vlm: Path, prompts: list[ScoringPrompt], num_beams: int, length_penalty: float
+) -> None:
+    arguments = GenerationArguments(num_beams=num_beams, length_penalty=length_penalty)
+    ours = loaded(random_vlm, arguments=arguments).generate(prompts)
+    wanted = {"num_beams": num_beams, "length_penalty": length_penalty}
+    assert ours == [stock_answer(random_vlm, prompt, **wanted) for prompt in prompts]
 
 
 def test_the_small_vlm_answers_as_stock_generate(prompts: list[ScoringPrompt]) -> None:
@@ -97,13 +109,14 @@ def test_prompts_that_begin_otherwise_cost_the_full_price_and_answer_alike(rando
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_vlm, dtype=torch.float32).eval()
     asked = [[11, 12, 13, 14], [11, 12, 15], [21, 22]]
 
-    def decoder(shared: list[int]) -> GreedyDecoder:
-        return GreedyDecoder(model, shared=shared, max_new_tokens=4, stop_tokens=[3], pad=0)
+    def answers(shared: list[int], prompts: list[list[int]]) -> list[list[int]]:
+        decoder = Decoder(model, shared=shared, pad=0)
+        logits, advance = decoder.read([EncodedPrompt(ids, ()) for ids in prompts])
+        return greedy_search(logits, advance, stop_tokens=torch.tensor([3]), max_new_tokens=4)
 
-    batch: list[EncodedPrompt[ImageFeatures]] = [EncodedPrompt(ids, ()) for ids in asked]
-    whole = decoder([]).generate(batch)
-    assert decoder([11, 12]).generate(batch) == whole
-    assert decoder([11, 12]).generate(batch[:2]) == whole[:2]
+    whole = answers([], asked)
+    assert answers([11, 12], asked) == whole
+    assert answers([11, 12], asked[:2]) == whole[:2]
     stock = model.generate(torch.tensor([asked[0]]), max_new_tokens=4, do_sample=False, eos_token_id=3, pad_token_id=0)
     assert whole[0] == [token for token in stock[0, 4:].tolist() if token not in (0, 3)]
 

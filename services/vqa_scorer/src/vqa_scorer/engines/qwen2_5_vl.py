@@ -1,4 +1,4 @@
-"""Greedy answers of a Qwen2.5-VL, token for token those of transformers' `generate`, with less work.
+"""A Qwen2.5-VL that reads prompts and goes on from them: transformers' weights and modules, with less work.
 
 Three things are not done twice or not at all: an image goes through the vision tower once and its features are kept; the
 tokens before the first image are the same in every prompt, so their keys and values are computed once; and the last layer
@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
-Image = TypeVar("Image", covariant=True)
+from vqa_scorer.engines.decoding import Advance
+
 KeysAndValues = list[tuple[Tensor, Tensor]]
 """For each layer keys and values [B, key heads, length, head width]."""
 
@@ -36,11 +37,11 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
-class EncodedPrompt(Generic[Image]):
+class EncodedPrompt:
     """Token ids with one placeholder a visual token, and the images in prompt order."""
 
     token_ids: list[int]
-    images: tuple[Image, ...]
+    images: tuple[ImageFeatures, ...]
 
 
 def rope_positions(token_ids: Sequence[int], images: Sequence[ImageFeatures], image_token: int) -> Tensor:
@@ -70,21 +71,19 @@ def rope_positions(token_ids: Sequence[int], images: Sequence[ImageFeatures], im
     return torch.cat(columns, dim=1)
 
 
-class GreedyDecoder:
-    """Greedy decoding with a loaded `Qwen2_5_VLForConditionalGeneration` in eval mode.
+class Decoder:
+    """Answers of a loaded `Qwen2_5_VLForConditionalGeneration` in eval mode.
 
     `shared` are token ids without images that prompts begin with; a prompt that begins otherwise costs the full price.
     """
 
-    def __init__(self, model: Any, *, shared: Sequence[int], max_new_tokens: int, stop_tokens: Sequence[int], pad: int) -> None:
+    def __init__(self, model: Any, *, shared: Sequence[int], pad: int) -> None:
         self._language = model.model.language_model
         self._visual = model.model.visual
         self._head = model.lm_head
         self._image_token = int(model.config.image_token_id)
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
-        self._max_new_tokens = max_new_tokens
-        self._stop = torch.tensor(list(stop_tokens), device=self._device)
         self._pad = pad
         self._shared = list(shared)
         self._shared_cache = self._cache_of(self._shared) if self._shared else None
@@ -97,8 +96,8 @@ class GreedyDecoder:
         return ImageFeatures(values, int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[EncodedPrompt[ImageFeatures]]) -> list[list[int]]:
-        """New tokens of each prompt, without the one that ended it."""
+    def read(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Advance]:
+        """Logits [B, V] behind each prompt, and what goes on from there."""
         skip = len(self._shared)
         begins_shared = all(prompt.token_ids[:skip] == self._shared and len(prompt.token_ids) > skip for prompt in prompts)
         if not begins_shared:
@@ -125,23 +124,21 @@ class GreedyDecoder:
         start = visible.new_ones(len(prompts), width, skip)
         mask = torch.cat([start, own], dim=2)[:, None]
         hidden, cache = self._forward(hidden, positions, mask, cache)
-        return self._continue(hidden, cache, positions, torch.cat([visible.new_ones(len(prompts), skip), visible], dim=1))
+        place = positions[:, :, -1:].amax(dim=0, keepdim=True) + 1
+        visible = torch.cat([visible.new_ones(len(prompts), skip), visible], dim=1)
 
-    def _continue(self, hidden: Tensor, cache: KeysAndValues, positions: Tensor, visible: Tensor) -> list[list[int]]:
-        """One token a step for all rows, until each has ended or has `max_new_tokens`."""
-        following = positions[:, :, -1:].amax(dim=0, keepdim=True) + 1
-        ended = torch.zeros(len(hidden), dtype=torch.bool, device=self._device)
-        written: list[Tensor] = []
-        while True:
-            token = self._head(hidden[:, -1]).argmax(dim=-1)
-            ended = ended | torch.isin(token, self._stop)
-            written.append(torch.where(ended, -1, token))
-            if len(written) == self._max_new_tokens or bool(ended.all()):
-                return [[token for token in row if token >= 0] for row in torch.stack(written, dim=1).tolist()]
-            visible = torch.cat([visible, visible.new_ones(len(visible), 1)], dim=1)
-            place = (following + len(written) - 1).expand(3, -1, -1)
-            embedded = self._language.embed_tokens(token[:, None])
-            hidden, cache = self._forward(embedded, place, visible[:, None, None, :], cache)
+        @torch.inference_mode()
+        def advance(tokens: Tensor, rows: Tensor) -> Tensor:
+            nonlocal cache, place, visible
+            cache = [(key[rows], value[rows]) for key, value in cache]
+            visible = torch.cat([visible[rows], visible.new_ones(len(rows), 1)], dim=1)
+            here = place[:, rows]
+            place = here + 1
+            embedded = self._language.embed_tokens(tokens[:, None])
+            hidden, cache = self._forward(embedded, here.expand(3, -1, -1), visible[:, None, None, :], cache)
+            return self._head(hidden[:, -1])
+
+        return self._head(hidden[:, -1]), advance
 
     def _forward(
         self, hidden: Tensor, positions: Tensor, mask: Tensor | None, cache: KeysAndValues

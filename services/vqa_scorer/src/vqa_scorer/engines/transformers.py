@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.decoding import beam_search, greedy_search
 from vqa_scorer.engines.images import ImageCache, read_image
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt, GreedyDecoder, ImageFeatures
+from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures
 
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -55,21 +55,11 @@ class GenerationArguments:
         return values if self.num_beams > 1 else {**values, "length_penalty": None}
 
 
-@dataclass(frozen=True)
-class Pixels:
-    """One image as the processor hands it to the vision tower: patches, grid [1, 3], and its places in the prompt."""
-
-    values: Tensor
-    grid: Tensor
-    tokens: int
-
-
 class TransformersEngine:
-    """Generates in batches of at most `batch_size` prompts of similar length: greedily with our own decoder, with more
-    beams through transformers' `generate`.
+    """Generates in batches of at most `batch_size` prompts of similar length.
 
-    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds what is
-    kept of images: their features, or with more beams their pixels.
+    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the
+    image features that are kept.
     """
 
     def __init__(
@@ -93,9 +83,9 @@ class TransformersEngine:
         self._threads = threads
         self._images = ImageCache(self._encode_image, size=_byte_count, limit=image_cache_bytes)
         self._fingerprint: dict[str, Any] = {}
-        self._model: Any = None
         self._processor: Any = None
-        self._greedy: GreedyDecoder | None = None
+        self._decoder: Decoder | None = None
+        self._stop_tokens: list[int] = []
 
     def load(self) -> None:
         """Reads configuration, weights and processor.
@@ -117,10 +107,10 @@ class TransformersEngine:
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
             raise InvalidCheckpoint(path=directory, reason=f"not readable: {exc}") from exc
         self._processor = load_processor(directory)
-        self._model = model.to(device).eval()
-        self._model.generation_config = self._generation_config()
-        if self._arguments.num_beams == 1:
-            self._greedy = self._greedy_decoder()
+        model = model.to(device).eval()
+        self._stop_tokens = self._end_of_answer(model)
+        shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
+        self._decoder = Decoder(model, shared=self._token_ids(shared), pad=self._processor.tokenizer.pad_token_id)
         self._fingerprint = {
             "vlm": {
                 "model_type": config.model_type,
@@ -149,13 +139,12 @@ class TransformersEngine:
         texts = [""] * len(encoded)
         for start in range(0, len(by_length), self._batch_size):
             chosen = by_length[start : start + self._batch_size]
-            batch: Any = [encoded[index] for index in chosen]
-            written = self._generate_with_beams(batch) if self._greedy is None else self._greedy.generate(batch)
+            written = self._search([encoded[index] for index in chosen])
             for index, text in zip(chosen, self._decode(written), strict=True):
                 texts[index] = text
         return texts
 
-    def _encode(self, prompt: ScoringPrompt) -> EncodedPrompt[ImageFeatures | Pixels]:
+    def _encode(self, prompt: ScoringPrompt) -> EncodedPrompt:
         images = tuple(self._images.get(shot.image) for shot in (*prompt.demonstrations, prompt.query))
         text = self._text(prompt.demonstrations, prompt.query)
         placeholder: str = self._processor.image_token
@@ -172,63 +161,40 @@ class TransformersEngine:
     def _token_ids(self, text: str) -> list[int]:
         return self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _encode_image(self, path: Path) -> ImageFeatures | Pixels:
-        processor = self._processor.image_processor
-        made = processor(images=[read_image(path)], return_tensors="pt")
-        patches, grid = made["pixel_values"], made["image_grid_thw"]
-        if self._greedy is not None:
-            return self._greedy.encode_image(patches, grid)
-        return Pixels(patches, grid, int(grid.prod()) // processor.merge_size**2)
+    def _encode_image(self, path: Path) -> ImageFeatures:
+        made = self._processor.image_processor(images=[read_image(path)], return_tensors="pt")
+        return self._loaded.encode_image(made["pixel_values"], made["image_grid_thw"])
 
-    def _greedy_decoder(self) -> GreedyDecoder:
-        config = self._model.generation_config
-        stop = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
-        return GreedyDecoder(
-            self._model,
-            shared=self._token_ids(shared),
-            max_new_tokens=self._arguments.max_new_tokens,
-            stop_tokens=stop,
-            pad=config.pad_token_id,
-        )
+    @property
+    def _loaded(self) -> Decoder:
+        assert self._decoder is not None, "load() comes first"
+        return self._decoder
 
     @torch.inference_mode()
-    def _generate_with_beams(self, batch: Sequence[EncodedPrompt[Pixels]]) -> list[list[int]]:
-        """One forward pass over prompts padded on the left, so that every answer begins in the same column."""
-        width = max(len(encoded.token_ids) for encoded in batch)
-        ids = torch.full((len(batch), width), self._model.generation_config.pad_token_id, dtype=torch.long)
-        attention = torch.zeros_like(ids)
-        for row, encoded in enumerate(batch):
-            ids[row, width - len(encoded.token_ids) :] = torch.tensor(encoded.token_ids)
-            attention[row, width - len(encoded.token_ids) :] = 1
-        images = [image for encoded in batch for image in encoded.images]
-        inputs = {
-            "input_ids": ids,
-            "attention_mask": attention,
-            "mm_token_type_ids": (ids == self._model.config.image_token_id).to(torch.int32),
-            "pixel_values": torch.cat([image.values for image in images]),
-            "image_grid_thw": torch.cat([image.grid for image in images]),
-        }
-        device = self._model.device
-        written = self._model.generate(**{name: value.to(device) for name, value in inputs.items()})
-        return written[:, width:].tolist()
+    def _search(self, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
+        logits, advance = self._loaded.read(batch)
+        stop = torch.tensor(self._stop_tokens, device=logits.device)
+        limit = self._arguments.max_new_tokens
+        if self._arguments.num_beams == 1:
+            return greedy_search(logits, advance, stop_tokens=stop, max_new_tokens=limit)
+        return beam_search(
+            logits,
+            advance,
+            beams=self._arguments.num_beams,
+            length_penalty=self._arguments.length_penalty,
+            stop_tokens=stop,
+            max_new_tokens=limit,
+        )
 
     def _decode(self, written: Sequence[Sequence[int]]) -> list[str]:
         return self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
 
-    def _generation_config(self) -> GenerationConfig:
-        """Ours alone: a model directory may ask for sampling or a repetition penalty, which no fingerprint would show."""
-        tokenizer, stored = self._processor.tokenizer, self._model.generation_config
-        end = stored.eos_token_id if stored.eos_token_id is not None else tokenizer.eos_token_id
-        beams = {"length_penalty": self._arguments.length_penalty} if self._arguments.num_beams > 1 else {}
-        return GenerationConfig(
-            max_new_tokens=self._arguments.max_new_tokens,
-            num_beams=self._arguments.num_beams,
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            **beams,
-        )
+    def _end_of_answer(self, model: Any) -> list[int]:
+        """What ends an answer. Nothing else of a directory's generation settings counts: it may ask for sampling or a
+        repetition penalty, which no fingerprint would show."""
+        stored = model.generation_config.eos_token_id
+        end = stored if stored is not None else self._processor.tokenizer.eos_token_id
+        return list(end) if isinstance(end, list) else [int(end)]
 
 
 def _read_model(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -260,7 +226,7 @@ def _choose_dtype(wanted: DtypeName, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
-def _byte_count(image: ImageFeatures | Pixels) -> int:
+def _byte_count(image: ImageFeatures) -> int:
     return image.values.numel() * image.values.element_size()
 
 
