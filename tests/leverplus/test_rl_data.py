@@ -486,6 +486,14 @@ def test_dropping_from_a_file_without_pools_makes_the_pool_from_what_is_left(tmp
     assert dropped.candidates == 2
 
 
+@pytest.mark.parametrize("name", ["rl.json", "rl.ndjson"])
+def test_rows_with_values_that_json_does_not_have_are_dropped(tmp_path: Path, name: str) -> None:
+    content = {"7": entry(row([1], beam_score=math.nan), row([2]), query={}), "8": entry(row([1], beam_score=math.inf), query={})}
+    data, dropped = read_dropping_invalid(put(tmp_path, json.dumps(content) if name == "rl.json" else ndjson(content), name))
+    assert {record.query_id: [candidate.pointer for candidate in record.candidates] for record in data.records} == {7: [(2,)]}
+    assert (dropped.candidates, dropped.queries) == (2, 1)
+
+
 def test_nothing_valid_and_what_is_no_json_are_refused_all_the_same(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(InvalidRlData, match=r"no query is valid.*own demonstration"):
         read_dropping_invalid(put(tmp_path, {"7": entry(row([7]))}), dataset)

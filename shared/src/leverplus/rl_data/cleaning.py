@@ -40,11 +40,11 @@ class Dropped:
 def read_dropping_invalid(path: Path | str, dataset: Dataset | None = None) -> tuple[RlData, Dropped]:
     """`read` without the candidates and queries that it would refuse, and what they were.
 
-    A query goes with its fields, its pool, or its last candidate; of rows of one pointer that contradict each other all go. What
-    is no JSON, or of another dataset by its fingerprint, is refused as in `read`, and so is a file with nothing valid in it.
-    `_meta.dropped_as_invalid` of the result says what was left out.
+    A query goes with its fields, its pool, or its last candidate; of rows of one pointer that contradict each other all go.
+    Refused as in `read`: what is no JSON (NaN and Infinity apart, which make a value invalid), another dataset by its
+    fingerprint, a file with nothing valid in it. `_meta.dropped_as_invalid` of the result says what was left out.
     """
-    source = open_source(Path(path))
+    source = open_source(Path(path), non_finite=True)
     require_dataset(source, dataset)
     dropped = Dropped()
     kept: dict[str, Any] = {}

@@ -25,13 +25,14 @@ Form = Literal["json", "ndjson"]
 class Source:
     """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time.
 
-    `name` is what errors call it."""
+    `name` is what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read."""
 
     path: Path
     name: Path
     form: Form
     meta: Mapping[str, Any]
     whole: Mapping[str, Any] | None
+    non_finite: bool = False
 
     def entries(self) -> Generator[tuple[str, dict[str, Any]]]:
         """(query id as written, fields of the query), in file order."""
@@ -41,18 +42,18 @@ class Source:
                     yield key, _require_object(Place(self.name, key), value)
             return
         for number, line in _lines(self.path):
-            value = _parse(self.name, line, line=number)
+            value = _parse(self.name, line, line=number, non_finite=self.non_finite)
             if META not in value:
                 yield _line_key(self.name, number, value), value
             elif number > 1 or len(value) > 1:
                 raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
 
 
-def open_source(path: Path, name: Path | None = None) -> Source:
+def open_source(path: Path, name: Path | None = None, *, non_finite: bool = False) -> Source:
     """Looks at the file's form and `_meta`. NotFound without a file; InvalidRlData if it is neither form.
 
     A JSON file is loaded whole; of an NDJSON file only the beginning is read here. `name` is what errors call the file,
-    where its path means nothing to who sent it.
+    where its path means nothing to who sent it. `non_finite`: NaN and Infinity are left to whoever checks the values.
     """
     name = path if name is None else name
     if not path.exists():
@@ -61,22 +62,22 @@ def open_source(path: Path, name: Path | None = None) -> Source:
         )
     if not path.is_file():
         raise refuse_file(name, "is not a file")
-    if (first := _first_line_of_several(path, name)) is not None:
-        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None)
-    value = _parse(name, path.read_bytes())
+    if (first := _first_line_of_several(path, name, non_finite)) is not None:
+        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None, non_finite)
+    value = _parse(name, path.read_bytes(), non_finite=non_finite)
     if "query_id" in value or (META in value and len(value) == 1 and name.suffix in (".ndjson", ".jsonl")):
-        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None)
+        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None, non_finite)
     return Source(path, name, "json", _check_meta(name, value.get(META)), value)
 
 
-def _first_line_of_several(path: Path, name: Path) -> dict[str, Any] | None:
+def _first_line_of_several(path: Path, name: Path, non_finite: bool) -> dict[str, Any] | None:
     """The first line if it is a JSON object by itself and something follows it, else None."""
     with path.open("rb") as stream:
         first = stream.readline()
         if not any(line.strip() for line in stream):
             return None
     try:
-        value = orjson.loads(first)
+        value = _loads(first, non_finite)
     except orjson.JSONDecodeError:
         # An indented JSON file begins with "{"; so a bad first line of an .ndjson file must be told as such.
         if name.suffix in (".ndjson", ".jsonl"):
@@ -122,9 +123,9 @@ def _require_object(place: Place, value: Any) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _parse(path: Path, text: bytes, *, line: int | None = None) -> dict[str, Any]:
+def _parse(path: Path, text: bytes, *, line: int | None = None, non_finite: bool = False) -> dict[str, Any]:
     try:
-        value = orjson.loads(text)
+        value = _loads(text, non_finite)
     except orjson.JSONDecodeError as exc:
         where = "" if line is None else f"line {line}: "
         raise _non_finite(path, text, line) or refuse_file(path, f"{where}not JSON: {exc}") from exc
@@ -132,6 +133,19 @@ def _parse(path: Path, text: bytes, *, line: int | None = None) -> dict[str, Any
         where = "is" if line is None else f"line {line} is"
         raise refuse_file(path, f"{where} {describe(value)}, expected a JSON object with a key for each query")
     return cast("dict[str, Any]", value)
+
+
+def _loads(text: bytes, non_finite: bool) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        if not non_finite:
+            raise
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+        raise
 
 
 def _non_finite(path: Path, text: bytes, line: int | None) -> InvalidRlData | None:
