@@ -176,8 +176,8 @@ def test_policy_json_round_trip():
         ({"exclude": ["everything"]}, "everything"),
         ({"exclude": []}, "'query' is missing"),
         ({"exclude": "query"}, "is no list"),
-        ({"ids": [1]}, "ids belong to 'from_pointers' only"),
-        ({"sampler": "from_pointers"}, "ids belong to 'from_pointers' only"),
+        ({"ids": [1]}, "ids: belong to sampler 'from_pointers' only, and the sampler is 'random'"),
+        ({"sampler": "from_pointers"}, "ids: missing: sampler 'from_pointers' is a stated list"),
         ({"sampler": "from_pointers", "ids": []}, "no pointer names"),
     ],
 )
@@ -208,7 +208,7 @@ def test_a_query_without_a_vector_is_refused(by_hand):
     dataset, embeddings = by_hand
     query = embeddings.query.copy()
     query[0] = np.nan
-    partial = Embeddings(query, query, replace(embeddings.manifest, split="train"))
+    partial = Embeddings(query, query, replace(embeddings.manifest, splits=("train",)))
     pools = Pools(dataset, partial, PoolPolicy("similar_joint", k=2))
     assert len(pools.pool(2)) == 2
     with pytest.raises(InvalidEmbeddings, match="item 0 has no vector"):
