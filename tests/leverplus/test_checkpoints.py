@@ -46,6 +46,10 @@ def folder(tmp_path, model):
     return tmp_path / "ckpt-1"
 
 
+def test_both_files_can_be_read_by_the_same(folder):
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "checkpoint.json").stat().st_mode
+
+
 def test_round_trip(folder, model):
     tensors, found = load_checkpoint(folder)
     assert found == replace(info(), model_sha256=file_sha256(folder / "model.safetensors"))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from leverplus.embeddings import Block
-from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidPointer
+from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidEmbeddings, InvalidPointer
 from leverplus.policies import (
     Choice,
     V3Policy,
@@ -15,6 +15,7 @@ from leverplus.policies import (
     zero_shot,
 )
 from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector.config import tensor_shapes
 
 torch.set_num_threads(1)
 
@@ -142,3 +143,18 @@ def test_fixed_positions():
     assert fixed_positions((30, 40), pool) == (2, 0)
     with pytest.raises(InvalidPointer, match=r"items \[20\] are not in the pool of 3"):
         fixed_positions((30, 20), pool)
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38, np.nan])
+@pytest.mark.parametrize("state_update", ["none", "gate"])
+def test_vectors_whose_length_is_not_finite_choose_nothing(size, state_update):
+    config = SelectorConfig(d_model=6, hidden_dim=4, num_layers=2, state_update=state_update)
+    policy = V3Policy({name: np.ones(shape, np.float32) for name, shape in tensor_shapes(config).items()}, config)
+    candidates = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
+    huge = np.full(6, size, dtype=np.float32)
+    with pytest.raises(InvalidEmbeddings, match="query"):
+        policy.choose(huge, candidates, 2)
+    with pytest.raises(InvalidEmbeddings, match="candidates"):
+        policy.choose(candidates[0], np.stack([huge] * 3), 2)
+    with pytest.raises(InvalidEmbeddings, match="query"):
+        similar_positions(huge, candidates, [], "joint", 2)

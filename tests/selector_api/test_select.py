@@ -281,6 +281,7 @@ def test_what_cannot_be_asked(client: TestClient, query: str, status: int, detai
         ('{"queries": [{"embedding": [1, 2]}]}', "2 numbers, but the embeddings of dataset 'toy' have 16"),
         (f'{{"queries": [{{"embedding": [NaN{", 1" * 15}]}}]}}', "number 0 is not finite"),
         (f'{{"queries": [{{"embedding": [1, 1e300{", 1" * 14}]}}]}}', "number 1 is not finite in float32"),
+        (orjson.dumps({"queries": [{"embedding": [1e38] * 16}]}), "queries.0: embedding: its length is not finite"),
         ('{"queries": [{"embedding": "abc"}]}', "body.queries.0.embedding"),
         ("nonsense", "body"),
     ],

@@ -76,6 +76,8 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, npt.NDArray[np.float32]]
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, target / MODEL_FILE)
         complete = replace(info, model_sha256=file_sha256(target / MODEL_FILE))
         write_json(target / INFO_FILE, complete.to_json())
+        # safetensors leaves its file to the owner alone; others may read it like its neighbour.
+        (target / MODEL_FILE).chmod((target / INFO_FILE).stat().st_mode)
     return complete
 
 

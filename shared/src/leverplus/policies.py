@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leverplus.embeddings import Block, require_block
-from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidPointer
+from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidEmbeddings, InvalidPointer
 from leverplus.ids import Position
 from leverplus.random_order import derive_seed, random_first
 from leverplus.selector.config import TIE_TOLERANCE, SelectorConfig, tensor_shapes
@@ -68,18 +68,19 @@ class V3Policy:
     def prepare(self, candidates: Vector) -> PreparedCandidates:
         """The part of the work that does not depend on the query. candidates [N, d]."""
         self._check_width("candidates", candidates, 2)
-        context = self._project(candidates)
+        context = _measurable("candidates", self._project(candidates))
         return PreparedCandidates(context, _unit(context @ self._weights["cand_proj.weight"].T))
 
     def logits(self, query: Vector, candidates: Vector | PreparedCandidates) -> Vector:
         """Logits [K] of the first step. query [d], candidates [K, d]."""
         prepared = self._prepared(candidates)
-        return prepared.keys @ self._state(query, prepared.context) / np.float32(self.config.temperature)
+        return self._scores(self._state(query, prepared.context), prepared.keys)
 
     def choose(self, query: Vector, candidates: Vector | PreparedCandidates, shots: int, beam: int = 1) -> Choice:
         """The best pointer: greedy, or the first of `beam` beams. query [d], candidates [K, d] or prepared ones.
 
-        Raises InvalidConfig for a width other than d_model and for more shots than candidates.
+        Raises InvalidConfig for a width other than d_model and for more shots than candidates, InvalidEmbeddings for vectors
+        whose length or logits are too large for float32: no position is ever chosen by a number that is none.
         """
         return self.choose_beams(query, candidates, shots, beam)[0]
 
@@ -94,7 +95,7 @@ class V3Policy:
         positions = np.empty((1, 0), dtype=np.int64)
         steps = np.empty((1, 0), dtype=np.float32)
         for _ in range(shots):
-            logits = states @ prepared.keys.T / np.float32(self.config.temperature)
+            logits = self._scores(states, prepared.keys)
             np.put_along_axis(logits, positions, -np.inf, axis=1)
             logprobs = _log_softmax(logits)
             totals = steps.sum(axis=1, keepdims=True, dtype=np.float32) + logprobs
@@ -120,15 +121,26 @@ class V3Policy:
     def _project(self, vectors: Vector) -> Vector:
         vectors = np.asarray(vectors, dtype=np.float32)
         weight = self._weights.get("input_proj.weight")
-        return vectors if weight is None else vectors @ weight.T
+        with np.errstate(over="ignore", invalid="ignore"):
+            return vectors if weight is None else vectors @ weight.T
+
+    def _scores(self, states: Vector, keys: Vector) -> Vector:
+        """Logits [..., K] of states [..., h]."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = states @ keys.T / np.float32(self.config.temperature)
+        if not np.isfinite(logits).all():
+            raise InvalidEmbeddings(path="logits", reason="not finite; the query, the candidates or the temperature are extreme")
+        return logits
 
     def _state(self, query: Vector, context: Vector) -> Vector:
         """State [h] of unit length before the first step."""
         self._check_width("query", query, 1)
-        state = self._project(query)
-        for layer in range(self.config.num_layers):
-            state = self._layer_norm(layer, state + self._attend(layer, state, context))
-        return _unit(self._weights["query_proj.weight"] @ state)
+        with np.errstate(over="ignore", invalid="ignore"):
+            state = _measurable("query", self._project(query))
+            for layer in range(self.config.num_layers):
+                attended = _measurable("query", state + self._attend(layer, state, context))
+                state = self._layer_norm(layer, attended)
+            return _unit(_measurable("query", self._weights["query_proj.weight"] @ state))
 
     def _attend(self, layer: int, state: Vector, context: Vector) -> Vector:
         if not len(context):
@@ -179,7 +191,7 @@ def similar_positions(
     """
     _check_shots(shots, len(candidates))
     columns = slice(None) if kind == "joint" else require_block(blocks, {"image": "image", "text": "question"}[kind])
-    similarity = _unit(candidates[:, columns]) @ _unit(query[columns])
+    similarity = _unit(_measurable("candidates", candidates[:, columns])) @ _unit(_measurable("query", query[columns]))
     nearest = _top_in_order(similarity, shots)
     return tuple(Position(int(position)) for position in nearest[::-1])
 
@@ -209,6 +221,16 @@ def _top_in_order(scores: Vector, count: int) -> npt.NDArray[np.int64]:
         best.append(int(np.argmax(remaining >= highest - np.float32(TIE_TOLERANCE))))
         remaining[best[-1]] = -np.inf
     return np.asarray(best, dtype=np.int64)
+
+
+def _measurable(name: str, vectors: Vector) -> Vector:
+    """`vectors`, or InvalidEmbeddings where the sum of their squares is not finite: their direction would be lost."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        size = np.vdot(vectors, vectors)
+    if not np.isfinite(size):
+        reason = "its numbers are too large for float32, or not finite; scale it to about unit length"
+        raise InvalidEmbeddings(path=name, reason=reason)
+    return vectors
 
 
 def _unit(vectors: Vector) -> Vector:

@@ -65,6 +65,11 @@ def resolve_query(
         raise InvalidEmbeddings(path="embedding", reason=reason)
     if not np.isfinite(vector).all():
         raise InvalidEmbeddings(path="embedding", reason=f"number {int(np.argmin(np.isfinite(vector)))} is not finite in float32")
+    with np.errstate(over="ignore"):
+        length = np.sqrt(np.vdot(vector, vector))
+    if not np.isfinite(length):
+        reason = "its length is not finite in float32; send it as the encoder makes it, of about unit length"
+        raise InvalidEmbeddings(path="embedding", reason=reason)
     return Query(None, vector)
 
 

@@ -130,6 +130,8 @@ class Embeddings:
             save_file({name: np.ascontiguousarray(matrix) for name, matrix in tensors.items()}, target / _TENSORS)
             complete = replace(self.manifest, sha256=file_sha256(target / _TENSORS))
             write_json(target / _MANIFEST, asdict(complete))
+            # safetensors leaves its file to the owner alone; others may read it like its neighbour.
+            (target / _TENSORS).chmod((target / _MANIFEST).stat().st_mode)
         if staging != folder:
             remove_folder(folder)
             staging.rename(folder)
