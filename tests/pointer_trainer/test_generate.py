@@ -254,7 +254,9 @@ def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(run
         evaluate(run.context(evaluation(checkpoints=["ckpt-1"], pool={"k": 9})))
 
 
-def test_generated_data_trains_a_selector_that_is_evaluated(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_generated_data_trains_a_selector_that_is_evaluated(
+    run: Any, scorer: Any, data: DataRoot, caplog: pytest.LogCaptureFixture
+) -> None:
     run.scorer_url = scorer.url
     generate(run.context(request(), job_id="job-g"))
     config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4}
@@ -265,6 +267,19 @@ def test_generated_data_trains_a_selector_that_is_evaluated(run: Any, scorer: An
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-t"], bootstrap_draws=100), job_id="job-e"))
     assert ("v3", 1) in {(row["system"], row["shots"]) for row in result["rows"]}
     assert result["checkpoints"] == {"v3": "ckpt-t"}
+    assert result["trained_on"] == {"ckpt-t": 0}
+    assert "Warning" not in result["markdown"]
+    on_train = evaluation(checkpoints=["ckpt-t"], split="train", shots=[1, 3], bootstrap_draws=100)
+    result = evaluate(run.context(on_train, job_id="job-e"))
+    assert result["trained_on"] == {"ckpt-t": 12}
+    assert "Warning: ckpt-t was trained on 12 of these 12 queries" in result["markdown"]
+    assert "ckpt-t was trained on 12 of these 12 queries" in caplog.text
+    assert result["beyond_training"] == [{"system": "v3", "checkpoint": "ckpt-t", "shots": 3, "trained_for": 2}]
+    assert "Warning: v3 at 3 shots is beyond training: ckpt-t was trained for at most 2." in result["markdown"]
+    data.rl_data("rl-g").unlink()
+    result = evaluate(run.context(on_train, job_id="job-e"))
+    assert result["trained_on"] == {"ckpt-t": None}
+    assert "not known whether ckpt-t was trained on these queries" in result["markdown"]
 
 
 def test_a_file_that_does_not_say_its_pools_gets_the_union_of_its_ids(data: DataRoot, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Comparing systems on held-out queries."""
+"""Comparing systems on the queries of a split, and saying which of them a checkpoint has seen in training."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,6 +25,7 @@ from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.requests import EvaluateRequest, PoolSettings
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
 from pointer_trainer.systems import Choices, Systems, accuracies, choose, selector_names
+from pointer_trainer.trained_on import count_trained_on
 
 
 @dataclass
@@ -40,7 +41,9 @@ class _Scored:
 def evaluate(context: JobContext) -> dict[str, Any]:
     """Table rows with intervals and paired differences; evaluation.json and evaluation.md in the run directory.
 
-    A query with a pointer that has no score (no annotated answers) is left out for all systems, and counted.
+    A query with a pointer that has no score (no annotated answers) is left out for all systems, and counted. `trained_on`
+    counts for each checkpoint the queries that are in its RL data (None: unknown), `beyond_training` lists the rows with more
+    shots than the checkpoint was trained for; both are warned about in the log and in the Markdown.
     """
     request = EvaluateRequest.model_validate(context.config)
     root = context.data_root
@@ -69,6 +72,11 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     evaluation = summarise(per_query, images, draws=request.bootstrap_draws, seed=request.seed, baseline=request.baseline)
     context.step("bootstrap", 1, 1, **scored.counts.to_json())
     fingerprint = scorer.fingerprint or Fingerprint()
+    trained_on = {info.checkpoint_id: count_trained_on(root, info, scored.query_ids) for info in infos}
+    beyond = _beyond_training(selectors, infos, request.shots)
+    warnings = _warnings(trained_on, beyond, len(scored.query_ids))
+    for warning in warnings:
+        context.logger.warning(warning)
     result = {
         **evaluation.to_json(),
         "dataset": request.dataset,
@@ -78,9 +86,11 @@ def evaluate(context: JobContext) -> dict[str, Any]:
         "queries_left_out": len(scored.left_out),
         "random_draws": request.draws,
         "checkpoints": dict(zip(selectors, request.checkpoints, strict=True)),
+        "trained_on": trained_on,
+        "beyond_training": beyond,
         "scores": scored.counts.to_json(),
         "fingerprint": Fingerprint(own.dataset, own.pool, fingerprint.generation, fingerprint.metric).to_json(),
-        "markdown": _markdown(request, dataset, evaluation, scored),
+        "markdown": _markdown(request, dataset, evaluation, scored, warnings),
     }
     _write(context, result, scored, cells)
     return result
@@ -142,7 +152,37 @@ def _score(
     return scored
 
 
-def _markdown(request: EvaluateRequest, dataset: Dataset, evaluation: Evaluation, scored: _Scored) -> str:
+def _beyond_training(names: Iterable[str], infos: Sequence[CheckpointInfo], shots: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows whose number of shots is above all that the checkpoint states; one that states none is not judged."""
+    return [
+        {"system": name, "checkpoint": info.checkpoint_id, "shots": count, "trained_for": max(info.shots)}
+        for name, info in zip(names, infos, strict=True)
+        for count in sorted(shots)
+        if info.shots and count > max(info.shots)
+    ]
+
+
+def _warnings(trained_on: Mapping[str, int | None], beyond: Sequence[Mapping[str, Any]], queries: int) -> list[str]:
+    """A line for whatever makes a number say less than it seems to."""
+    lines: list[str] = []
+    for checkpoint, count in trained_on.items():
+        if count is None:
+            lines.append(f"It is not known whether {checkpoint} was trained on these queries: its RL data are not there.")
+        elif count:
+            lines.append(
+                f"{checkpoint} was trained on {count} of these {queries} queries: its accuracy is not that on unseen ones."
+            )
+    lines.extend(
+        f"{row['system']} at {row['shots']} shots is beyond training: {row['checkpoint']} was trained for at most "
+        f"{row['trained_for']}."
+        for row in beyond
+    )
+    return lines
+
+
+def _markdown(
+    request: EvaluateRequest, dataset: Dataset, evaluation: Evaluation, scored: _Scored, warnings: Sequence[str]
+) -> str:
     answers = {
         "human": "human answers",
         "replicated": "one answer, repeated ten times in place of ten annotators'",
@@ -154,7 +194,8 @@ def _markdown(request: EvaluateRequest, dataset: Dataset, evaluation: Evaluation
         f"{counts.fallback} by fallback, {counts.error} without; {len(scored.left_out)} queries left out. "
         f"random: mean of {request.draws} draws a query.\n\n"
     )
-    return f"{head}{accuracy_table(evaluation)}\n{difference_table(evaluation)}"
+    noted = "".join(f"Warning: {warning}\n\n" for warning in warnings)
+    return f"{head}{noted}{accuracy_table(evaluation)}\n{difference_table(evaluation)}"
 
 
 def _write(context: JobContext, result: dict[str, Any], scored: _Scored, cells: Sequence[Cell]) -> None:

@@ -86,7 +86,11 @@ def start_training(body: TrainRequest, response: Response, state: State, key: Id
 
 @router.post("/evaluate", status_code=202)
 def start_evaluation(body: EvaluateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
-    """Compares systems on held-out queries, with intervals."""
+    """Compares systems on the queries of a split, with intervals.
+
+    The result's `trained_on` counts for each checkpoint the queries that are in its RL data (null: unknown), and
+    `beyond_training` lists the rows with more shots than it was trained for.
+    """
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     sample_queries(dataset, body.split, body.queries, body.seed)
     _require_embeddings(state, body.dataset, body.split)
