@@ -19,7 +19,7 @@ from leverplus.client import ScorerClient, SelectorClient, TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, LeverPlusError
 from leverplus.launcher import Ports, Stack, StackConfig
-from leverplus.launcher.process_table import command_line
+from leverplus.launcher.process_table import command_line, group_members
 from leverplus.rl_data import read
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -195,6 +195,9 @@ def test_a_killed_launcher_is_cleaned_up_after(tmp_path: Path) -> None:
     finally:
         up.kill()
         up.wait(10)
+    if sys.platform == "linux":
+        # The worker's own child is of its group.
+        assert eventually(lambda: not any(group_members(pid) for pid in pids), 3.0)
     with Stack.start(StackConfig(data=data, vlm=SMALL_VLM, ports=ports)) as stack:
         assert [pid for pid in pids if command_line(pid)] == []
         with ScorerClient(stack.scorer_url) as scorer:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 import redis
 
 from leverplus.errors import Conflict, InvalidConfig, Unavailable
+from leverplus.files import remove_left_over
 from leverplus.launcher import EmbeddedValkey, OwnerLock, Ports, Stack, StackConfig
 from leverplus.launcher.child import Child, ProcessEnded
 from leverplus.launcher.process_table import command_line, group_members
@@ -141,6 +143,11 @@ def test_child_that_ends_shows_its_last_lines(tmp_path: Path) -> None:
         child.require_running()
     assert caught.value.context["tail"] == ["first", "last words"]
     child.stop(limit_s=1.0)
+    program = "print('error: no such model'); print('stopping'); exit(3)"
+    child = Child("talker", [sys.executable, "-c", program], log=tmp_path / "talker.log")
+    assert eventually(lambda: child.exit_code() is not None)
+    assert child.tail() == ["error: no such model"]
+    child.stop(limit_s=1.0)
 
 
 def test_child_is_stopped_with_its_own_children_even_when_it_refuses(tmp_path: Path) -> None:
@@ -183,6 +190,56 @@ def test_taken_port_names_itself_and_the_option(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match=f"port {port} .* --trainer-port"):
             Stack.start(config)
     OwnerLock(tmp_path / "data" / "launcher.lock").release()
+
+
+def test_equal_ports_and_a_foreign_host_name_their_options() -> None:
+    with pytest.raises(InvalidConfig, match=r"--trainer-port: 8001 is the scorer's port too"):
+        Ports(8001, 8001, 8003)
+    with pytest.raises(InvalidConfig, match=r"--host: 192\.0\.2\.1 is no address of this machine"):
+        Ports.free().require_free("192.0.2.1")
+
+
+def test_a_foreign_program_on_a_port_is_named(tmp_path: Path) -> None:
+    from leverplus.launcher.processes import _require_service  # pyright: ignore[reportPrivateUsage]
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                body = b'{"info": {"title": "someone else"}}'
+                head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+                connection.sendall(head.encode() + body)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(Conflict, match="answered by 'someone else', not by vqa_scorer"):
+            _require_service(StackConfig(data=tmp_path, vlm=tmp_path), port, "vqa_scorer")
+        thread.join(10)
+
+
+def test_temporary_files_of_dead_writers_are_removed(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait(10)
+    (tmp_path / "checkpoints").mkdir()
+    dead = tmp_path / "checkpoints" / f".c.{gone.pid}.01234567.tmp"
+    dead.mkdir()
+    (dead / "model.safetensors").write_text("half")
+    young, own = tmp_path / f".f.{gone.pid}.01234567.tmp", tmp_path / f".f.{os.getpid()}.01234567.tmp"
+    foreign = tmp_path / ".notes.tmp"
+    for path in (young, own, foreign):
+        path.write_text("x")
+    for path in (dead, own, foreign):
+        os.utime(path, (1, 1))
+    assert remove_left_over(tmp_path) == [dead]
+    assert not dead.exists()
+    assert young.exists()
+    assert own.exists()
+    assert foreign.exists()
 
 
 def _free(count: int) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
@@ -56,17 +57,25 @@ def raise_problem(response: httpx.Response) -> None:
     context: dict[str, Any] = document.get("context") or {}
     if "Retry-After" in response.headers:
         context["retry_after_s"] = response.headers["Retry-After"]
-    detail = f"{response.request.method} {response.request.url.path}: {document.get('detail')}"
+    asked, said = f"{response.request.method} {response.request.url.path}: ", str(document.get("detail"))
+    detail = said if said.startswith(asked) else asked + said
     raise kind(detail, **{name: value for name, value in context.items() if name != "detail"})
 
 
 class ServiceClient:
-    """One service at `base_url`. Connection failures are raised as Unavailable."""
+    """One service at `base_url`, InvalidConfig if that is no http URL. Connection failures are raised as Unavailable."""
 
     service = "service"
 
     def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url.rstrip("/")
+        example = f"{base_url!r} is no URL of a service; write it like http://127.0.0.1:8001"
+        try:
+            address = httpx.URL(self.base_url)
+        except httpx.InvalidURL as exc:
+            raise errors.InvalidConfig(field=self.service, reason=example) from exc
+        if address.scheme not in ("http", "https") or not address.host:
+            raise errors.InvalidConfig(field=self.service, reason=example)
         timeout = httpx.Timeout(timeout_s, connect=5.0)
         # A machine's HTTP_PROXY must not stand between it and itself.
         direct = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
@@ -95,6 +104,13 @@ class ServiceClient:
         raise_problem(response)
         return response
 
+    def title(self) -> str | None:
+        """What the service calls itself; None where something else answers."""
+        try:
+            return str(self.request("GET", "/openapi.json").json()["info"]["title"])
+        except (errors.NotFound, ValueError, KeyError, TypeError):
+            return None
+
     def ready(self) -> None:
         """Returns when the service is ready, raises what it says otherwise."""
         self.request("GET", "/health/ready")
@@ -122,6 +138,9 @@ class TrainerClient(ServiceClient):
         """Starts a job; returns its id."""
         return self._submit("/embeddings", {"dataset": dataset}, idempotency_key)
 
+    def datasets(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/datasets").json()["datasets"]
+
     def generate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/rl-data/generate", body, idempotency_key)
 
@@ -138,16 +157,16 @@ class TrainerClient(ServiceClient):
             return self.request("POST", "/rl-data", params=named, content=stream, headers=headers).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self.request("GET", f"/jobs/{job_id}").json()
+        return self.request("GET", f"/jobs/{_quoted(job_id)}").json()
 
     def jobs(self) -> list[dict[str, Any]]:
         return self.request("GET", "/jobs").json()["jobs"]
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self.request("DELETE", f"/jobs/{job_id}").json()
+        return self.request("DELETE", f"/jobs/{_quoted(job_id)}").json()
 
     def resume(self, job_id: str) -> dict[str, Any]:
-        return self.request("POST", f"/jobs/{job_id}/resume").json()
+        return self.request("POST", f"/jobs/{_quoted(job_id)}/resume").json()
 
     def wait(
         self,
@@ -173,10 +192,10 @@ class TrainerClient(ServiceClient):
 
     def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
         body = {"alias": alias, "by": by, "reason": reason}
-        return self.request("POST", f"/checkpoints/{checkpoint_id}/promote", json=body).json()
+        return self.request("POST", f"/checkpoints/{_quoted(checkpoint_id)}/promote", json=body).json()
 
     def rollback(self, alias: str, *, by: str) -> dict[str, Any]:
-        return self.request("POST", f"/deployments/{alias}/rollback", json={"by": by}).json()
+        return self.request("POST", f"/deployments/{_quoted(alias)}/rollback", json={"by": by}).json()
 
 
 class SelectorClient(ServiceClient):
@@ -188,6 +207,11 @@ class SelectorClient(ServiceClient):
 
     def select_many(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return self.request("POST", "/select", json=dict(body)).json()
+
+
+def _quoted(name: str) -> str:
+    """An id as one part of a path, whatever is in it."""
+    return quote(name, safe="")
 
 
 def _result(job: Mapping[str, Any]) -> dict[str, Any]:

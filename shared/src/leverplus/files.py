@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
@@ -54,6 +58,35 @@ def remove_folder(path: Path) -> None:
 
     if path.exists():
         shutil.rmtree(path)
+
+
+def remove_left_over(root: Path, *, older_than_s: float = 60.0) -> list[Path]:
+    """Deletes the temporary files and folders of writers that were killed, at most three levels below `root`; their paths.
+
+    A writer is gone if no process of this machine has the pid in the name: call it where all writers are of this machine.
+    """
+    removed: list[Path] = []
+    for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
+        for path in root.glob(pattern):
+            found = _TEMPORARY.fullmatch(path.name)
+            if found is None or _is_alive(int(found[1])) or time.time() - path.stat().st_mtime < older_than_s:
+                continue
+            if path.is_dir():
+                remove_folder(path)
+            else:
+                path.unlink()
+            removed.append(path)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _sync_folder(path: Path) -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from typing import Any
+
+from celery.signals import worker_process_init
 
 from leverplus.errors import LeverPlusError
+from leverplus.launcher.die_with_parent import die_with
 from leverplus.store import open_store
 from leverplus.web import read_settings
 from pointer_trainer.celery_app import create_celery
@@ -23,6 +28,13 @@ def main() -> None:
         sys.exit(f"error: {exc}")
     celery = create_celery(settings.redis_url)
     register_tasks(celery, settings)
+    worker = os.getpid()
+
+    @worker_process_init.connect(weak=False)
+    def end_with_worker(**_: Any) -> None:
+        # The job's process must not go on scoring for a worker that is gone.
+        die_with(worker, signal.SIGKILL)
+
     celery.worker_main(["worker", "--loglevel=info", "--without-gossip", "--without-mingle"])
 
 

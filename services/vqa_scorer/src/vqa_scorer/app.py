@@ -44,7 +44,7 @@ def create_app(
         finally:
             await asyncio.to_thread(service.worker.close)
 
-    app = create_service("Lever-Plus VQA scorer", ready=service.worker.require_ready, lifespan=lifespan)
+    app = create_service("vqa_scorer", ready=service.worker.require_ready, lifespan=lifespan)
     app.state.registry.register(service.metrics)
     app.include_router(create_router(service))
     return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,14 +26,22 @@ class Child:
     """A running program that dies with the launcher.
 
     It leads its own session, so ^C in the launcher's terminal reaches only the launcher, which then stops it in order.
-    On Linux the kernel stops it when the *thread* that started it ends: start it from one that outlives it.
+    On Linux the kernel sends it `death_signal` when the *thread* that started it ends: start it from one that outlives it.
     """
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        environment: Mapping[str, str] | None = None,
+        death_signal: signal.Signals = signal.SIGTERM,
+    ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.name = name
         self.log = log
-        wrapped = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), *command]
+        wrapped = [sys.executable, "-I", "-S", die_with_parent.__file__, str(os.getpid()), str(int(death_signal)), *command]
         with log.open("ab") as stream:
             self._log_start = stream.tell()
             self._process = subprocess.Popen(
@@ -61,11 +70,12 @@ class Child:
             raise ProcessEnded(name=self.name, code=code, log=str(self.log), tail=self.tail())
 
     def tail(self, lines: int = 15) -> list[str]:
-        """The last lines that this run wrote to its log."""
+        """The last lines that this run wrote to its log; one that begins with `error:` stands for all."""
         with self.log.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(self._log_start, stream.tell() - 16384))
-            return stream.read().decode(errors="replace").splitlines()[-lines:]
+            written = stream.read().decode(errors="replace").splitlines()
+        return [line for line in written if line.startswith("error:")][-lines:] or written[-lines:]
 
     def stop(self, *, limit_s: float) -> None:
         """SIGTERM to the program, then, after `limit_s` at most, an end to whatever is left of its group. May be called again."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from leverplus.errors import Conflict
+from leverplus.errors import Conflict, InvalidConfig
 
 
 @dataclass(frozen=True)
 class Ports:
-    """TCP ports of the three services."""
+    """TCP ports of the three services, all different."""
 
     scorer: int = 8001
     trainer: int = 8002
     selector: int = 8003
+
+    def __post_init__(self) -> None:
+        owner: dict[int, str] = {}
+        for name, port in self.named().items():
+            if (other := owner.setdefault(port, name)) != name:
+                raise InvalidConfig(field=f"--{name}-port", reason=f"{port} is the {other}'s port too; choose another")
 
     @classmethod
     def free(cls, host: str = "127.0.0.1") -> Ports:
@@ -40,6 +47,11 @@ def require_free_port(name: str, port: int, host: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as exc:
+            if isinstance(exc, socket.gaierror) or exc.errno == errno.EADDRNOTAVAIL:
+                raise InvalidConfig(
+                    field="--host",
+                    reason=f"{host} is no address of this machine; 127.0.0.1 is for this machine alone, 0.0.0.0 for all networks",
+                ) from exc
             raise Conflict(
                 f"port {port} on {host} cannot be used ({exc.strerror}); choose another with --{name}-port "
                 f"or LEVERPLUS_{name.upper()}_PORT",

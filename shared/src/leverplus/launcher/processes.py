@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from typing import Any, Self
 
 import orjson
 
-from leverplus.errors import DeadlineExceeded, InvalidConfig
-from leverplus.files import write_json
+from leverplus.client import ServiceClient
+from leverplus.errors import Conflict, DeadlineExceeded, InvalidConfig
+from leverplus.files import remove_left_over, write_json
 from leverplus.launcher.child import Child
 from leverplus.launcher.config import StackConfig
 from leverplus.launcher.ownership import OwnerLock
@@ -62,6 +64,8 @@ class Stack:
             for name in stop_orphans(config.data):
                 tell(f"stopped {name}, which an earlier launcher had left behind")
             stop_orphan(config.data / "valkey")
+            for path in remove_left_over(config.data):
+                tell(f"removed {path.relative_to(config.data)}, which a killed process had left behind")
             if prepare is not None:
                 prepare()
             config.ports.require_free(config.host)
@@ -108,6 +112,9 @@ class Stack:
             [sys.executable, "-P", "-m", module],
             log=_log(self.config, module),
             environment=self.config.environment(self.redis_url),
+            # An orderly end takes as long as the work in hand, and would meanwhile talk to whoever takes over the ports.
+            # Nothing is lost: scores are committed, and a job is resumed when its lease runs out.
+            death_signal=signal.SIGKILL,
         )
         self._children.append(child)
         write_json(
@@ -127,6 +134,7 @@ class Stack:
                 self.require_running()
                 status, said = _probe(self.config, port, path, said)
                 if status == 200:
+                    _require_service(self.config, port, module)
                     break
                 if time.monotonic() > deadline:
                     limit = f"{self.config.ready_limit_s:.0f}"
@@ -184,6 +192,14 @@ def _probe(config: StackConfig, port: int, path: str, said: str | None) -> tuple
     except orjson.JSONDecodeError:
         return answer.status, said
     return answer.status, problem.get("detail", said) if isinstance(problem, dict) else said
+
+
+def _require_service(config: StackConfig, port: int, module: str) -> None:
+    """Conflict if another program than the one that was started answers on its port."""
+    with ServiceClient(config.url(port), timeout_s=10.0) as client:
+        found = client.title()
+    if found != module:
+        raise Conflict(f"port {port} is answered by {found!r}, not by {module}; stop that program or choose another port")
 
 
 def require_model(vlm: Path) -> None:
