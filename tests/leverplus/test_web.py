@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
+from fastapi import Request
 from fastapi.testclient import TestClient
 from prometheus_client import Counter
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 from leverplus.errors import FingerprintMismatch, NotFound, QueueFull, Unavailable
 from leverplus.web import create_service, read_settings
@@ -13,6 +16,14 @@ from leverplus.web import create_service, read_settings
 
 class Body(BaseModel):
     count: int
+    numbers: list[int] = []
+
+    @field_validator("count")
+    @classmethod
+    def _not_thirteen(cls, value: int) -> int:
+        if value == 13:
+            raise ValueError("13 is not counted")
+        return value
 
 
 @pytest.fixture
@@ -23,7 +34,7 @@ def client():
         if faults:
             raise faults[0]
 
-    app = create_service("test", ready=ready)
+    app = create_service("test", ready=ready, body_limit_mib=1, body_limit_exempt=("POST /raw",))
     app.state.faults = faults
 
     @app.get("/missing")
@@ -45,6 +56,19 @@ def client():
     @app.post("/body")
     async def body(body: Body) -> Body:
         return body
+
+    @app.post("/raw")
+    async def raw(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/asked")
+    async def asked(query_id: int = 0) -> int:
+        return query_id
+
+    @app.get("/odd")
+    async def odd() -> None:
+        context = {"large": 2**70, "huge": 10**5000, "half": "a\ud800", "many": list(range(1000)), "\udfff": object(), "nan": nan}
+        raise NotFound("there is no \ud800 in " + "x" * 9000, **context)
 
     return TestClient(app, raise_server_exceptions=False)
 
@@ -84,6 +108,75 @@ def test_a_bad_body_names_the_field(client: TestClient, content: bytes):
     assert answer.status_code in (400, 422)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["detail"]
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+def test_many_faults_are_counted_and_nothing_is_sent_back_in_full(client: TestClient):
+    answer = client.post("/body", json={"count": "x" * 10_000, "numbers": ["y" * 1000] * 500})
+    assert answer.status_code == 422
+    document = answer.json()
+    assert len(document["errors"]) == 20
+    assert document["errors_left_out"] == 481
+    assert document["detail"].startswith("501 faults, the first 20 of them: body.count: ")
+    assert len(answer.content) < 10_000
+
+
+def test_a_message_of_ours_stands_without_a_prefix(client: TestClient):
+    answer = client.post("/body", json={"count": 13})
+    assert answer.json()["detail"] == "body.count: 13 is not counted"
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "detail"),
+    [
+        (b'{"count": 1,}', "application/json", "body: the body is not JSON: "),
+        (b'{"count": 1}', "text/plain", "application/json is expected, and the Content-Type is 'text/plain'"),
+        (b'{"count": "\\ud800"}', "application/json", "body.count"),
+        (b'{"count": 1, "numbers": [99999999999999999999.5]}', "application/json", "body.numbers.0"),
+        (b'{"count": ' + b"9" * 5000 + b"}", "application/json", "cannot be read as JSON"),
+        (b"[" * 200_000, "application/json", "cannot be read as JSON"),
+        (b"\xff", "application/json", "cannot be read as JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_body(client: TestClient, content: bytes, kind: str, detail: str):
+    answer = client.post("/body", content=content, headers={"Content-Type": kind})
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert detail in answer.json()["detail"]
+
+
+def test_a_problem_can_be_told_whatever_it_holds(client: TestClient):
+    answer = client.get("/odd")
+    assert answer.status_code == 404
+    document = answer.json()
+    assert document["detail"].startswith("there is no ? in xxx")
+    assert len(document["detail"]) < 5000
+    context = document["context"]
+    assert context["large"] == str(2**70)
+    assert context["huge"] == "an integer of 16610 bits"
+    assert (context["half"], context["nan"]) == ("a?", None)
+    assert len(context["many"]) == 101
+
+
+def test_a_body_above_the_limit_is_refused_announced_or_not(client: TestClient):
+    large = b'{"count": 1, "numbers": [' + b"1," * 600_000 + b"1]}"
+    chunks = (large[start : start + 65_536] for start in range(0, len(large), 65_536))
+    for content in (large, chunks):
+        answer = client.post("/body", content=content, headers=JSON)
+        assert (answer.status_code, answer.headers["content-type"]) == (413, "application/problem+json")
+        assert "more than 1048576 bytes" in answer.json()["detail"]
+    assert client.post("/raw", content=large).json() == len(large)
+    fits = b'{"count": 1, "numbers": [' + b"1," * 500_000 + b"1]}"
+    assert client.post("/body", content=fits, headers=JSON).json()["count"] == 1
+
+
+def test_a_repeated_query_parameter_is_refused(client: TestClient):
+    assert client.get("/asked?query_id=5&other=6").json() == 5
+    answer = client.get("/asked?query_id=5&query_id=6")
+    assert answer.status_code == 422
+    assert answer.json()["detail"] == "query parameter 'query_id' is given more than once ('5', '6'); give it once"
 
 
 def test_unknown_routes_are_problems_too(client: TestClient):

@@ -24,6 +24,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
+def shorten(text: str, length: int = 200) -> str:
+    """`text` as it is, or its beginning and how much of it is left out: what was sent is not sent back in full."""
+    return text if len(text) <= length else f"{text[:length]}… ({len(text) - length} more characters)"
+
+
 class LeverPlusError(Exception):
     """Base of all errors that are a user's or an operator's to mend. `status` is the HTTP status it maps to."""
 

@@ -11,7 +11,10 @@ from leverplus.ids import MAX_SHOTS
 MAX_QUERIES = 10_000
 MAX_POINTERS_PER_QUERY = 10_000
 
-ItemIdField = Annotated[int, Field(ge=0, strict=True)]
+LARGEST_ITEM_ID = 2**53 - 1
+"""The largest whole number that every JSON reader keeps exactly; a dataset is never that long."""
+
+ItemIdField = Annotated[int, Field(ge=0, le=LARGEST_ITEM_ID, strict=True)]
 PointerField = Annotated[list[ItemIdField], Field(max_length=MAX_SHOTS)]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from leverplus.errors import InvalidConfig
+from leverplus.errors import InvalidConfig, shorten
 from leverplus.rewards import RewardConfig
 
 GRPO_REFUSAL = "not available in this version; RCE only: leave grpo_epochs at 0"
@@ -84,4 +84,7 @@ def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
         first = exc.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "config"
         more = f" ({exc.error_count() - 1} more)" if exc.error_count() > 1 else ""
-        raise InvalidConfig(field=field, reason=f"{first['msg']}, found {first['input']!r}{more}") from exc
+        reason = shorten(first["msg"].removeprefix("Value error, "), 500)
+        # Our own messages name the value themselves.
+        found = "" if first["type"] == "value_error" else f", found {shorten(repr(first['input']))}"
+        raise InvalidConfig(field=shorten(field), reason=f"{reason}{found}{more}") from exc

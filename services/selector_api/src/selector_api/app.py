@@ -16,6 +16,9 @@ from selector_api.library import Library
 from selector_api.routes import router
 from selector_api.settings import SelectorSettings
 
+_BODY_LIMIT_MIB = 96
+"""A thousand embeddings of 4,096 numbers, 22 characters each."""
+
 
 def create_app(settings: SelectorSettings) -> FastAPI:
     """The application. It starts without a deployment too, and is ready once the default alias can be served."""
@@ -36,7 +39,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
 
-    app = create_service("selector_api", ready=ready, lifespan=lifespan)
+    app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB)
     app.state.library = library
     app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
     app.include_router(router)

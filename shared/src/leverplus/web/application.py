@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextvars
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
+from leverplus.errors import InvalidInput, shorten
+from leverplus.web.body_limit import BodyLimit
 from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
@@ -22,11 +24,20 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 _ACCEPTED_ID_LENGTH = 128
 
 
-def create_service(title: str, *, ready: Callable[[], str | None], lifespan: Any = None) -> FastAPI:
+def create_service(
+    title: str,
+    *,
+    ready: Callable[[], str | None],
+    lifespan: Any = None,
+    body_limit_mib: int = 32,
+    body_limit_exempt: Collection[str] = (),
+) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
 
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
-    LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics.
+    LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics. A body
+    above `body_limit_mib` is answered with 413, but for the routes ("METHOD /path") in `body_limit_exempt`. A query parameter
+    that is given twice is refused: no route takes lists there.
     """
     app = FastAPI(
         title=title,
@@ -34,9 +45,11 @@ def create_service(title: str, *, ready: Callable[[], str | None], lifespan: Any
         lifespan=lifespan,
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
+        dependencies=[Depends(_refuse_repeated_parameters)],
     )
     app.state.registry = CollectorRegistry()
     install_problem_handlers(app)
+    app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
 
     @app.get("/health/live", tags=["health"])
@@ -73,6 +86,15 @@ def _with_request_id(record: logging.LogRecord) -> bool:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+async def _refuse_repeated_parameters(request: Request) -> None:
+    if b"&" not in request.scope["query_string"]:
+        return
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        given = ", ".join(repr(shorten(value)) for value in request.query_params.getlist(repeated[0])[:4])
+        raise InvalidInput(f"query parameter {shorten(repeated[0])!r} is given more than once ({given}); give it once")
 
 
 class _Observed:
