@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml)
-EDITABLE := -e "shared[web,store,torch,encoders,cli]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
+EDITABLE := -e "shared[web,store,torch,encoders,cli,postgres]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
@@ -32,7 +32,7 @@ up: $(VENV)/.run
 	@$(BIN)/leverplus up
 
 bench: $(VENV)/.dev
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in metric scorer_cpu; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .leverplus

@@ -8,9 +8,6 @@ Without annotations as many questions as VizWiz val has are made up. Writes benc
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,12 +15,12 @@ from random import Random
 from typing import Any
 
 import orjson
+from provenance import RESULTS, commit, machine
 
 from leverplus.dataset import majority_answer
 from leverplus.files import write_json
 from leverplus.metric import FLAVOURS, Flavour, normalise_answer, vqa_accuracy
 
-ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = 4319
 
 
@@ -53,21 +50,6 @@ def measure(human: list[list[str]], flavour: Flavour) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    models = (
-        [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.is_file()
-        else []
-    )
-    return {"cpu": models[0] if models else platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
-
-
-def commit() -> str | None:
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--annotations", type=Path, help="an annotation file in VQA form, ten answers a question")
@@ -85,7 +67,7 @@ def main() -> None:
         )
     command = ["python", "benchmarks/metric.py", *(["--annotations", source] if arguments.annotations else [])]
     content = {"command": " ".join(command), "machine": machine(), "commit": commit(), "source": source}
-    write_json(ROOT / "benchmarks" / "results" / "metric.json", {**content, "questions": len(human), "flavours": flavours})
+    write_json(RESULTS / "metric.json", {**content, "questions": len(human), "flavours": flavours})
 
 
 if __name__ == "__main__":
