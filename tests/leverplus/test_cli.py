@@ -232,6 +232,18 @@ def test_services_that_are_away_and_missing_files_are_one_line(tmp_path: Path) -
     assert_one_line_error(leverplus("select", "--query-id", "1", data=tmp_path, **away), "selector_api is away")
     assert_one_line_error(leverplus("train", "rl-1", "--config", "no.toml", data=tmp_path, **away), "no.toml")
     assert_one_line_error(leverplus("train", "rl-1", "--set", "a b", data=tmp_path, **away), "FIELD=VALUE")
+    assert_one_line_error(leverplus("train", "rl-1", "--config", tmp_path, data=tmp_path, **away), "Is a directory")
+    assert_one_line_error(leverplus("train", "rl-1", "--set", "a", data=tmp_path, **away), "FIELD=VALUE")
+    strange = leverplus("train", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL="foo")
+    assert_one_line_error(strange, "'foo' is no URL", "http://")
+    file = tmp_path / "file"
+    file.write_text("x")
+    assert_one_line_error(leverplus("import", "easy-vqa", data=file), f"--data: {file} is not a folder")
+    assert_one_line_error(leverplus("import", "easy-vqa", data=file / "below"), "Not a directory")
+    assert_one_line_error(leverplus("up", data=file), "is not a folder")
+    assert leverplus("up", "--scorer-port", "99999", data=tmp_path).returncode == 2
+    equal = leverplus("up", "--scorer-port", "8002", data=tmp_path)
+    assert_one_line_error(equal, "--trainer-port: 8002 is the scorer's port too")
     assert_one_line_error(leverplus("rl", "inspect", tmp_path / "no.json", data=tmp_path), "no.json")
     assert_one_line_error(leverplus("up", "--vlm", tmp_path / "no", data=tmp_path), "no model directory")
 
@@ -241,6 +253,26 @@ def test_demo_refuses_a_folder_with_other_work(tmp_path: Path) -> None:
     (data / "checkpoints" / "mine").mkdir(parents=True)
     assert_one_line_error(leverplus("demo", "--data", data, data=tmp_path), "was not made by the demo")
     assert (data / "checkpoints" / "mine").is_dir()
+
+
+def test_a_target_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    source, target = tmp_path / "rl.json", tmp_path / "new.json"
+    write(source, [record(9, candidate(1))], fingerprint=Fingerprint(metric={"v": 1}), meta={})
+    target.mkdir()
+    assert_one_line_error(leverplus("rl", "convert", source, target, data=tmp_path), "Is a directory")
+    assert_one_line_error(leverplus("rl", "convert", source, tmp_path / "no" / "x.json", data=tmp_path), "no folder")
+    assert not (tmp_path / "no").exists()
+
+
+def test_doctor_finds_a_damaged_store_and_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "store.sqlite").write_bytes(b"no database" * 100)
+    answer = leverplus("doctor", data=tmp_path)
+    assert answer.returncode == 1
+    assert "file is not a database" in " ".join(answer.stdout.replace("│", " ").split())
+    answer = leverplus("doctor", data=tmp_path / "store.sqlite")
+    assert answer.returncode in (1, 2)
+    assert "Traceback" not in answer.stderr
+    assert "is not a folder" in " ".join((answer.stdout + answer.stderr).replace("│", " ").split())
 
 
 def test_doctor_finds_an_altered_dataset(tmp_path: Path, vqa_files: tuple[Path, Path]) -> None:
@@ -295,6 +327,26 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
         answer = leverplus("rl", "generate", "d", *given, data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
         assert answer.returncode == 0, answer.stderr
         assert trainer.bodies.pop() == plain | expected
+
+
+def test_a_job_is_told_as_it_starts_and_its_id_stands_in_a_line(tmp_path: Path) -> None:
+    job = {"id": "job-1", "kind": "train", "status": "succeeded", "error": None, "progress": {"phase": "train"}}
+    result = {"checkpoint_id": "ckpt-1", "metrics": {"epoch": 2, "deep": {"x": 1}}}
+    listener = Listener({"job_id": "job-1", "jobs": [job], **job, "result": result})
+    try:
+        url = {"LEVERPLUS_TRAINER_URL": listener.url}
+        train = leverplus("train", "rl-1", data=tmp_path, **url)
+        as_json = leverplus("train", "rl-1", "--json", data=tmp_path, **url)
+        listed = leverplus("jobs", "list", data=tmp_path, **url)
+        shown = leverplus("jobs", "show", "job-1", data=tmp_path, **url)
+    finally:
+        listener.close()
+    assert "job job-1; `leverplus jobs cancel job-1` ends it" in train.stderr
+    assert "checkpoint ckpt-1\n" in train.stdout
+    assert "metrics.epoch" in train.stdout
+    assert json.loads(as_json.stdout) == result
+    assert "succeeded" in listed.stdout
+    assert shown.stdout.startswith("job-1  train  succeeded  train\n")
 
 
 def test_embeddings_of_the_reference_are_imported(tmp_path: Path, old_data: Path) -> None:

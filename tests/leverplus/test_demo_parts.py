@@ -90,7 +90,7 @@ def test_curl_lines_carry_the_ids_and_the_ports_of_the_services(config: DemoConf
     stack = Stack(StackConfig(config.data, config.vlm, Ports(1, 2, 3)), "redis://unused")
     script = curl_script(config, stack, outcome)
     assert "TRAINER=http://127.0.0.1:8002" in script
-    assert f"leverplus up --data {config.data}" in script
+    assert f"leverplus up --data {config.data} --vlm {config.vlm}" in script
     bodies: dict[str, Any] = {}
     for line in script.splitlines():
         words = shlex.split(line, comments=True)

@@ -53,6 +53,16 @@ def test_database_url_faults_are_named(tmp_path: Path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(Unavailable, match="database"):
         open_store(f"sqlite:///{tmp_path / 'folder'}")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(Unavailable, match="file: File exists"):
+        open_store(f"sqlite:///{tmp_path / 'file' / 'store.sqlite'}")
+
+
+def test_a_damaged_file_and_the_way_out_are_named(tmp_path: Path):
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(Unavailable, match=r"store\.sqlite: file is not a database; put back a copy, or move it away"):
+        open_store(f"sqlite:///{path}")
 
 
 def test_scores_come_back_by_ordered_pointer(engine: Engine):

@@ -165,6 +165,16 @@ def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettin
         assert not (data.path / "runs").exists()
 
 
+def test_a_disk_that_takes_no_more_leaves_no_job_and_no_folder(api: TestClient, data: DataRoot) -> None:
+    # A file in place of the folder of runs: permissions would not stop a test that runs as root.
+    remove_folder(data.path / "runs")
+    (data.path / "runs").write_text("full")
+    answer = api.post("/rl-data/generate", json={"dataset": "toy", "queries": 3, "pool": {"k": 6}})
+    assert answer.status_code == 503, answer.text
+    assert "disk is away" in answer.json()["detail"]
+    assert api.get("/jobs").json()["jobs"] == []
+
+
 def test_a_lost_message_is_sent_again(settings: TrainerSettings, queue: Any, jobs: JobStore) -> None:
     job = jobs.create("embed", {"dataset": "toy"})
     with TestClient(create_app(settings)) as api:
@@ -362,3 +372,37 @@ def test_neither_api_nor_idle_worker_loads_torch() -> None:
     code = "import sys, pointer_trainer.app, pointer_trainer.worker; print('torch' in sys.modules, 'transformers' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert ended.stdout.strip() == "False False"
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        5,
+        {"fingerprint": 5},
+        {"fingerprint": {"dataset": 5}},
+        {"fingerprint": {"dataset": {"name": 5}}},
+        {"fingerprint": {"dataset": {}}},
+        {"pool_policy": 5},
+    ],
+)
+def test_damaged_rl_data_are_refused_and_listed_beside_the_good_ones(api: TestClient, data: DataRoot, meta: Any) -> None:
+    rl_data_id = upload(api).json()["rl_data_id"]
+    data.rl_data("rl-bad").write_bytes(orjson.dumps({"_meta": meta}) + b"\n")
+    answer = api.post("/train", json={"rl_data": ["rl-bad"]})
+    assert (answer.status_code, answer.json()["type"]) == (422, "InvalidRlData")
+    listed = api.get("/rl-data").json()
+    assert [row["rl_data_id"] for row in listed["rl_data"]] == [rl_data_id]
+    assert [row["name"] for row in listed["broken"]] == ["rl-bad"]
+
+
+def test_damaged_datasets_and_checkpoints_are_listed_beside_the_good_ones(api: TestClient, data: DataRoot) -> None:
+    for path in (data.dataset("bad") / "dataset.json", data.checkpoint("bad") / "checkpoint.json"):
+        path.parent.mkdir(parents=True)
+        path.write_text("[]")
+    datasets = api.get("/datasets").json()
+    assert [row["name"] for row in datasets["datasets"]] == ["toy"]
+    assert [row["name"] for row in datasets["broken"]] == ["bad"]
+    checkpoints = api.get("/checkpoints").json()
+    assert checkpoints["checkpoints"] == []
+    assert checkpoints["broken"][0]["name"] == "bad"
+    assert "expected an object" in checkpoints["broken"][0]["reason"]

@@ -32,7 +32,9 @@ def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, pa
     _line(rewards, epochs, "held_out_uniform_reward", "any candidate at random", "tab:gray", "--")
     _line(rewards, epochs, "held_out_best_reward", "best candidate each time", "tab:gray", ":")
     rewards.set_ylabel("reward per group")
-    rewards.set_title("Held-out reward among scored candidates")
+    best = [(row.get("held_out_best_reward"), row.get("held_out_uniform_reward")) for row in epochs]
+    alike = all(one is not None and other is not None and abs(one - other) < 1e-9 for one, other in best)
+    rewards.set_title("Held-out reward: all candidates score alike" if alike else "Held-out reward among scored candidates")
     for axes in (losses, rewards):
         axes.axvline(best_epoch, color="black", linewidth=0.8, alpha=0.4, label="epoch kept")
         axes.set_xlabel("epoch (0: before training)")

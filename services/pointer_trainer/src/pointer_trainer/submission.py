@@ -6,6 +6,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from leverplus.errors import Unavailable
 from leverplus.files import remove_folder, write_json
 from leverplus.store import Job
@@ -16,24 +18,34 @@ logger = logging.getLogger(__name__)
 
 
 def submit(state: TrainerState, kind: str, config: Mapping[str, Any], idempotency_key: str | None) -> Job:
-    """Run directory, then the job's row, then the message. Unavailable, with nothing written, when the broker is away.
+    """Run directory, then the job's row, then the message.
+
+    Unavailable, with nothing left behind, when the broker is away or the disk takes no more.
 
     A repeated key gives the job that it made first. A message that cannot be sent is left to the reconciler.
     """
     state.broker.require()
     job_id = new_job_id()
     run_folder = state.data_root.run(job_id)
-    write_json(run_folder / "config.json", {"job_id": job_id, "kind": kind, "config": dict(config)})
     try:
+        write_json(run_folder / "config.json", {"job_id": job_id, "kind": kind, "config": dict(config)})
         job = state.jobs.create(kind, config, job_id=job_id, idempotency_key=idempotency_key)
-    except BaseException:
+    except BaseException as exc:
         remove_folder(run_folder)
+        if isinstance(exc, OSError):
+            raise _disk(f"{exc.filename or run_folder}: {exc.strerror}") from exc
+        if isinstance(exc, OperationalError):
+            raise _disk(f"database: {exc.orig}") from exc
         raise
     if job.id != job_id:
         remove_folder(run_folder)
         return job
     enqueue(state, job)
     return job
+
+
+def _disk(reason: str) -> Unavailable:
+    return Unavailable(what="disk", reason=reason, hint="free some space or see to its permissions; no job was made")
 
 
 def enqueue(state: TrainerState, job: Job) -> None:

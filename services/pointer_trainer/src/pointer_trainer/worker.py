@@ -30,11 +30,11 @@ def main() -> None:
     register_tasks(celery, settings)
     worker = os.getpid()
 
-    @worker_process_init.connect(weak=False)
     def end_with_worker(**_: Any) -> None:
         # The job's process must not go on scoring for a worker that is gone.
         die_with(worker, signal.SIGKILL)
 
+    worker_process_init.connect(end_with_worker, weak=False)
     celery.worker_main(["worker", "--loglevel=info", "--without-gossip", "--without-mingle"])
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from leverplus.cli import checkpoints, data, doctor, processes, rl, services
+from leverplus.cli import checkpoints, data, doctor, jobs, processes, rl, services
 from leverplus.cli.one_line_errors import OneLineErrors
 
 app = typer.Typer(
@@ -20,5 +20,6 @@ app = typer.Typer(
 for group in (data, services, checkpoints, processes, doctor):
     group.register(app)
 app.add_typer(rl.app, name="rl")
+app.add_typer(jobs.app, name="jobs")
 
 __all__ = ["app"]

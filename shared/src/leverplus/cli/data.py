@@ -44,6 +44,9 @@ def import_vqa_command(
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Import official VQA JSON: VQAv2, OK-VQA, VizWiz, TextVQA."""
+    from collections import Counter
+
+    from leverplus.dataset import Dataset
     from leverplus.dataset.vqa import import_vqa
     from leverplus.errors import InvalidInput
 
@@ -63,6 +66,10 @@ def import_vqa_command(
     )
     counts = ", ".join(f"{split} {count}" for split, count in info.splits.items())
     print(f"{folder}: {counts}; answers: {info.answers_source}; sha256 {info.sha256[:12]}")
+    unanswered = Counter(item.split for item in Dataset.open(folder, verify=False).items if not item.answers)
+    if unanswered:
+        named = ", ".join(f"{split} {count}" for split, count in unanswered.items())
+        print(f"without answers: {named}; they can be asked but neither scored nor shown as demonstrations")
 
 
 @imports.command("easy-vqa")

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, Data, Vlm, data_root, model_directory, redis_url
+from leverplus.cli.options import (
+    DEFAULT_DATA,
+    Data,
+    ScorerPort,
+    SelectorPort,
+    TrainerPort,
+    Vlm,
+    data_root,
+    database_url,
+    model_directory,
+    redis_url,
+)
 
 if TYPE_CHECKING:
     from leverplus.data_root import DataRoot
@@ -39,9 +52,9 @@ def register(app: typer.Typer) -> None:
 def doctor(
     data: Data = DEFAULT_DATA,
     vlm: Vlm = None,
-    scorer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SCORER_PORT")] = 8001,
-    trainer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_TRAINER_PORT")] = 8002,
-    selector_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SELECTOR_PORT")] = 8003,
+    scorer_port: ScorerPort = 8001,
+    trainer_port: TrainerPort = 8002,
+    selector_port: SelectorPort = 8003,
 ) -> None:
     """Check the installation and the data folder; exit code 1 if something is wrong."""
     from leverplus.cli.output import print_table
@@ -56,8 +69,9 @@ def doctor(
             for name, port in Ports(scorer_port, trainer_port, selector_port).named().items()
         ),
         _checked("model", lambda: _model(model_directory(vlm))),
-        ("data", True, f"{data.resolve()}" + ("" if data.is_dir() else " (not there yet)")),
-        *_datasets(data_root(data)),
+        _checked("data", lambda: _folder(data.resolve())),
+        _checked("store", lambda: _store(data.resolve() / "store.sqlite")),
+        *(_datasets(data_root(data)) if data.is_dir() else ()),
     ]
     print_table(None, ("what", "", "found"), ((what, "ok" if good else "WRONG", found) for what, good, found in findings))
     if not all(good for _, good, _ in findings):
@@ -69,7 +83,7 @@ def _checked(what: str, check: Callable[[], str]) -> Finding:
 
     try:
         return what, True, check()
-    except LeverPlusError as exc:
+    except (LeverPlusError, OSError) as exc:
         return what, False, str(exc)
 
 
@@ -121,6 +135,49 @@ def _model(folder: Path) -> str:
     require_model(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{folder.resolve()}, {size / 2**20:.1f} MiB of weights"
+
+
+def _folder(data: Path) -> str:
+    """That the data folder, or the one that it would be made in, can be written."""
+    from tempfile import TemporaryFile
+
+    from leverplus.errors import InvalidConfig
+
+    there = next(path for path in (data, *data.parents) if path.exists())
+    if not there.is_dir():
+        raise InvalidConfig(field="--data", reason=f"{there} is not a folder")
+    try:
+        # Permissions do not tell everything: a file system may be mounted read-only, or be full.
+        with TemporaryFile(dir=there) as stream:
+            stream.write(bytes(4096))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as exc:
+        raise InvalidConfig(field="--data", reason=f"{there} cannot be written: {exc.strerror}") from exc
+    return str(data) if there == data else f"{data} (not there yet)"
+
+
+def _store(path: Path) -> str:
+    """That the database of scores and jobs can be opened; a file of SQLite is read whole."""
+    import sqlite3
+
+    from leverplus.errors import InvalidInput
+
+    if database_url() is not None:
+        from leverplus.store import open_store
+
+        open_store(str(database_url())).dispose()
+        return "DATABASE_URL answers"
+    if not path.exists():
+        return f"{path} (not there yet)"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as exc:
+        found = str(exc)
+    if found != "ok":
+        raise InvalidInput(f"{path}: {found}; put back a copy, or move it away: scores and jobs are then made anew")
+    return f"{path}: sound, {path.stat().st_size / 2**20:.1f} MiB"
 
 
 def _datasets(root: DataRoot) -> Iterator[Finding]:

@@ -26,13 +26,21 @@ SCORER = "http://127.0.0.1:8001"
 TRAINER = "http://127.0.0.1:8002"
 SELECTOR = "http://127.0.0.1:8003"
 
+ScorerPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_SCORER_PORT")]
+TrainerPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_TRAINER_PORT")]
+SelectorPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_SELECTOR_PORT")]
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's progress and its result, or only its id.")]
 
 
 def data_root(data: Path) -> DataRoot:
+    """InvalidConfig where `data` is something else than a folder."""
     from leverplus.data_root import DataRoot
+    from leverplus.errors import InvalidConfig
 
+    if data.exists() and not data.is_dir():
+        raise InvalidConfig(field="--data", reason=f"{data} is not a folder")
     return DataRoot(data.resolve())
 
 

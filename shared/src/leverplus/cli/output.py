@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -26,3 +26,12 @@ def print_table(title: str | None, columns: Sequence[str], rows: Iterable[Sequen
         table.add_row(*("" if value is None else str(value) for value in row))
     console = Console() if sys.stdout.isatty() else Console(width=160)
     console.print(table, markup=False)
+
+
+def print_values(value: Mapping[str, Any]) -> None:
+    """A table of names and values, one level of nesting laid flat; what is nested deeper is left to --json."""
+    rows: list[tuple[str, object]] = []
+    for name, held in value.items():
+        inner = {f"{name}.{each}": found for each, found in held.items()} if isinstance(held, Mapping) else {name: held}
+        rows += [(each, found) for each, found in inner.items() if not isinstance(found, Mapping)]
+    print_table(None, ("what", "found"), ((name, f"{held:.4g}" if isinstance(held, float) else held) for name, held in rows))

@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, Data, Device, Dtype, Vlm, database_url, model_directory, redis_url
+from leverplus.cli.options import (
+    DEFAULT_DATA,
+    Data,
+    Device,
+    Dtype,
+    ScorerPort,
+    SelectorPort,
+    TrainerPort,
+    Vlm,
+    data_root,
+    database_url,
+    model_directory,
+    redis_url,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -20,9 +33,9 @@ def up(
     data: Data = DEFAULT_DATA,
     vlm: Vlm = None,
     host: Annotated[str, typer.Option(envvar="LEVERPLUS_HOST", help="Where the services listen.")] = "127.0.0.1",
-    scorer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SCORER_PORT")] = 8001,
-    trainer_port: Annotated[int, typer.Option(envvar="LEVERPLUS_TRAINER_PORT")] = 8002,
-    selector_port: Annotated[int, typer.Option(envvar="LEVERPLUS_SELECTOR_PORT")] = 8003,
+    scorer_port: ScorerPort = 8001,
+    trainer_port: TrainerPort = 8002,
+    selector_port: SelectorPort = 8003,
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
@@ -31,7 +44,7 @@ def up(
     from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, stop_on_signals
 
     config = StackConfig(
-        data=data.resolve(),
+        data=data_root(data).path,
         vlm=model_directory(vlm),
         ports=Ports(scorer_port, trainer_port, selector_port),
         host=host,
@@ -52,7 +65,9 @@ def up(
 
 
 def demo(
-    data: Annotated[Path, typer.Option("--data", help="Folder of the demo.")] = Path(".leverplus/demo"),
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the demo; default: .leverplus/demo, demo-quick or demo-full.")
+    ] = None,
     vlm: Vlm = None,
     full: Annotated[bool, typer.Option("--full", help="0 to 4 shots instead of 0 to 2.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller cut, for a first look and for CI.")] = False,
@@ -67,8 +82,10 @@ def demo(
     if full and quick:
         raise InvalidInput("--full and --quick contradict each other: choose one")
     size = "full" if full else "quick" if quick else "standard"
+    # A folder for each size: a quick look must not delete what a longer run has made.
+    folder = data or DEFAULT_DATA / ("demo" if size == "standard" else f"demo-{size}")
     config = DemoConfig(
-        data=data.resolve(), vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url(), threads=threads
+        data=data_root(folder).path, vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url(), threads=threads
     )
     try:
         with stop_on_signals():

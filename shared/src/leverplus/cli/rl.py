@@ -44,6 +44,7 @@ def convert(
 
     from leverplus.rl_data import read, read_dropping_invalid, write
 
+    _require_folder(target)
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
         found, dropped = read_dropping_invalid(source, opened)
@@ -71,6 +72,7 @@ def filter_command(
     from leverplus.rl_data import read, write
     from leverplus.rl_data.filtering import filter_records
 
+    _require_folder(target)
     found = read(source)
     kept = filter_records(found.records, eval_modes=eval_mode, gen_methods=gen_method, shots=shots, drop_flat=drop_flat)
     if not kept:
@@ -85,6 +87,7 @@ def merge(target: Target, sources: Annotated[list[Path], typer.Argument(help="Fi
     from leverplus.rl_data import read, write
     from leverplus.rl_data.filtering import merge_files
 
+    _require_folder(target)
     merged = merge_files([(str(path), read(path)) for path in sources])
     write(target, merged.records, fingerprint=merged.fingerprint, meta=merged.meta)
     print(f"{target}: {_counted(merged.records)}")
@@ -111,10 +114,11 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Of queries and pointers.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Count the pointers, score none.")] = False,
     wait: Wait = True,
+    as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Make candidate pointers and have them scored; what is not stated has the service's default."""
-    from leverplus.cli.services import finish_job
+    from leverplus.cli.jobs import finish_job, show_made
     from leverplus.client import TrainerClient
 
     body: dict[str, Any] = {"dataset": dataset, "split": split, "queries": queries, "shots": shots or [2]}
@@ -124,14 +128,18 @@ def generate(
     pool = {"sampler": sampler, "k": k, "seed": pool_seed, "candidate_split": candidate_split}
     body |= _stated(numbers) | {"pool": _stated(pool)}
     with TrainerClient(trainer_url) as client:
-        finish_job(client, client.generate(body), "generate", wait=wait)
+        finish_job(client, client.generate(body), "generate", wait=wait, as_json=as_json, show=show_made)
 
 
 @app.command()
 def upload(
-    source: Source, dataset: Annotated[str, typer.Option(help="The dataset its ids are of.")], trainer_url: TrainerUrl = TRAINER
+    source: Source,
+    dataset: Annotated[str, typer.Option(help="The dataset its ids are of.")],
+    as_json: Json = False,
+    trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Give a file to the trainer; prints the id to train on."""
+    from leverplus.cli.jobs import show_made
     from leverplus.cli.output import print_json
     from leverplus.client import TrainerClient
     from leverplus.errors import NotFound
@@ -139,7 +147,18 @@ def upload(
     if not source.is_file():
         raise NotFound(what="file", name=str(source), hint="name an RL JSON or NDJSON file")
     with TrainerClient(trainer_url, timeout_s=600.0) as client:
-        print_json(client.upload_rl_data(source, dataset))
+        uploaded = client.upload_rl_data(source, dataset)
+    if as_json:
+        print_json(uploaded)
+    else:
+        show_made(uploaded)
+
+
+def _require_folder(target: Path) -> None:
+    from leverplus.errors import NotFound
+
+    if not target.parent.is_dir():
+        raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
 
 
 def _stated(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from leverplus.cli.jobs import finish_job, show_made
 from leverplus.cli.options import SCORER, SELECTOR, TRAINER, Json, ScorerUrl, SelectorUrl, TrainerUrl, Wait
-
-JOB_LIMIT_S = 7 * 24 * 3600.0
 
 
 def register(app: typer.Typer) -> None:
@@ -57,6 +56,7 @@ def train(
     config: Annotated[Path | None, typer.Option(help="TOML file of the training configuration.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE in TOML, above the file.")] = None,
     wait: Wait = True,
+    as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Train a selector on RL data."""
@@ -64,34 +64,47 @@ def train(
 
     chosen = _merged(_toml_file(config) if config is not None else {}, _assigned(assignments or []))
     with TrainerClient(trainer_url) as client:
-        finish_job(client, client.train(rl_data, chosen), "train", wait=wait)
+        finish_job(client, client.train(rl_data, chosen), "train", wait=wait, as_json=as_json, show=show_made)
 
 
 def evaluate(
     dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
     checkpoint: Annotated[list[str] | None, typer.Option(help="Checkpoint to evaluate; may be repeated.")] = None,
-    split: Annotated[str, typer.Option(help="Split of the queries.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Split of the queries; default: val if there is one, else test.")] = None,
     queries: Annotated[int | None, typer.Option(min=1, help="So many queries; default: all of the split.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="Numbers of shots; may be repeated; default 0, 1, 2.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     wait: Wait = True,
+    as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Compare zero-shot, random, most-similar and learned demonstrations on the same queries."""
     from leverplus.client import TrainerClient
 
-    body = {
-        "dataset": dataset,
-        "split": split,
-        "queries": queries,
-        "checkpoints": checkpoint or [],
-        "shots": shots or [0, 1, 2],
-        "seed": seed,
-    }
+    body = {"dataset": dataset, "queries": queries, "checkpoints": checkpoint or [], "shots": shots or [0, 1, 2], "seed": seed}
     with TrainerClient(trainer_url) as client:
-        result = finish_job(client, client.evaluate(body), "evaluate", wait=wait, show=False)
-    if result is not None:
-        print(result["markdown"])
+        body["split"] = split or _evaluated_split(client, dataset)
+        finish_job(client, client.evaluate(body), "evaluate", wait=wait, as_json=as_json, show=_show_evaluation)
+
+
+def _evaluated_split(client: Any, dataset: str) -> str:
+    from leverplus.errors import InvalidInput, NotFound
+
+    splits = next((list(info["splits"]) for info in client.datasets() if info["name"] == dataset), None)
+    if splits is None:
+        raise NotFound(what="dataset", name=dataset, hint="`leverplus import` makes one")
+    for name in ("val", "test"):
+        if name in splits:
+            return name
+    raise InvalidInput(f"dataset {dataset!r} has neither a val nor a test split but {', '.join(splits)}: name one with --split")
+
+
+def _show_evaluation(result: Mapping[str, Any]) -> None:
+    from leverplus.cli.evaluation_tables import print_evaluation_tables
+
+    print_evaluation_tables(result)
+    # How the numbers came about, and warnings: what stands above the tables of the report.
+    print(result["markdown"].partition("\n|")[0].strip())
 
 
 def promote(
@@ -99,6 +112,7 @@ def promote(
     reason: Annotated[str, typer.Option(help="Why; it is recorded in the deployment.")],
     alias: Annotated[str, typer.Option(help="What serves it.")] = "production",
     by: Annotated[str | None, typer.Option(help="Who; default: the user's name here.")] = None,
+    as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
     """Have an alias serve a checkpoint."""
@@ -106,7 +120,11 @@ def promote(
     from leverplus.client import TrainerClient
 
     with TrainerClient(trainer_url) as client:
-        print_json(client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason))
+        deployment = client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason)
+    if as_json:
+        print_json(deployment)
+    else:
+        print(f"{alias} serves {checkpoint}; reason recorded: {reason!r}")
 
 
 def select(
@@ -131,20 +149,6 @@ def select(
     given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias}
     with SelectorClient(selector_url) as client:
         print_json(client.select(**{name: value for name, value in given.items() if value is not None}))
-
-
-def finish_job(client: Any, job_id: str, title: str, *, wait: bool, show: bool = True) -> dict[str, Any] | None:
-    """Prints the id; waits and prints the result if asked to. The result, None without waiting."""
-    from leverplus.cli.job_progress import watch_job
-    from leverplus.cli.output import print_json
-
-    if not wait:
-        print(job_id)
-        return None
-    result = watch_job(client, job_id, title, limit_s=JOB_LIMIT_S, note=lambda _result: job_id)
-    if show:
-        print_json(result)
-    return result
 
 
 def validated(model: Any, value: Mapping[str, Any]) -> Any:
@@ -176,8 +180,8 @@ def _toml_file(path: Path) -> dict[str, Any]:
 
     try:
         return tomllib.loads(path.read_text())
-    except FileNotFoundError as exc:
-        raise InvalidConfig(field="--config", reason=f"{path} does not exist") from exc
+    except OSError as exc:
+        raise InvalidConfig(field="--config", reason=f"{path}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InvalidConfig(field=str(path), reason=f"not TOML: {exc}") from exc
 
@@ -189,7 +193,9 @@ def _assigned(assignments: list[str]) -> dict[str, Any]:
 
     chosen: dict[str, Any] = {}
     for assignment in assignments:
-        name, _, value = assignment.partition("=")
+        name, mark, value = assignment.partition("=")
+        if not (name.strip() and mark):
+            raise InvalidConfig(field="--set", reason=f"{assignment!r}: write FIELD=VALUE")
         for text in (assignment, f'{name} = "{value}"'):  # a bare word is text
             try:
                 chosen = _merged(chosen, tomllib.loads(text))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -26,7 +28,7 @@ def curl_script(config: DemoConfig, stack: Stack, outcome: Outcome) -> str:
         if config.keep
         else (
             "# First start the services, in another terminal:\n"
-            f"#   leverplus up --data {shlex.quote(str(config.data))} --vlm {shlex.quote(str(config.vlm))}"
+            f"#   {_program()} up --data {shlex.quote(str(config.data))} --vlm {shlex.quote(str(config.vlm.resolve()))}"
         )
     )
     lines = [
@@ -47,6 +49,12 @@ def curl_script(config: DemoConfig, stack: Stack, outcome: Outcome) -> str:
         f'curl -s "$SELECTOR/select?query_id={query_id}&shots=2"',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _program() -> str:
+    """The command of this installation, which need not be on the PATH."""
+    here = Path(sys.executable).with_name("leverplus")
+    return shlex.quote(str(here)) if here.is_file() else "leverplus"
 
 
 def _post(url: str, body: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from leverplus.errors import InvalidConfig, Unavailable
 
@@ -34,19 +34,38 @@ def open_store(url: str) -> Engine:
     dialect = parsed.get_backend_name()
     if dialect not in ("sqlite", "postgresql"):
         raise InvalidConfig(field="DATABASE_URL", reason=f"{dialect!r} is not supported; use sqlite or postgresql")
-    if dialect == "sqlite" and parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, pool_pre_ping=dialect == "postgresql")
+    shown = parsed.render_as_string(hide_password=True)
+    try:
+        if dialect == "sqlite" and parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        engine = create_engine(parsed, pool_pre_ping=dialect == "postgresql")
+    except OSError as exc:
+        raise _not_writable(shown, exc) from exc
+    except ModuleNotFoundError as exc:
+        reason = f"{shown} needs the package {exc.name!r}; `pip install 'leverplus[postgres]'` brings psycopg"
+        raise InvalidConfig(field="DATABASE_URL", reason=reason) from exc
     if dialect == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
     try:
-        with engine.connect() as connection, _migration_lock(connection):
+        with _file_lock(engine), engine.connect() as connection, _advisory_lock(connection):
             migrate(connection)
     except OperationalError as exc:
         engine.dispose()
-        shown = parsed.render_as_string(hide_password=True)
-        raise Unavailable(what="database", reason=f"{shown}: {exc.orig}", hint="check DATABASE_URL") from exc
+        hint = "check that its folder can be written and who else uses it" if dialect == "sqlite" else "check DATABASE_URL"
+        raise Unavailable(what="database", reason=f"{shown}: {exc.orig}", hint=hint) from exc
+    except DatabaseError as exc:
+        engine.dispose()
+        hint = "put back a copy, or move it away: scores and jobs are then made anew"
+        raise Unavailable(what="database", reason=f"{shown}: {exc.orig}", hint=hint) from exc
+    except OSError as exc:
+        engine.dispose()
+        raise _not_writable(shown, exc) from exc
     return engine
+
+
+def _not_writable(shown: str, error: OSError) -> Unavailable:
+    hint = "check that its folder can be written"
+    return Unavailable(what="database", reason=f"{shown}: {error.filename}: {error.strerror}", hint=hint)
 
 
 def migrate(connection: Connection) -> None:
@@ -63,18 +82,24 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 @contextmanager
-def _migration_lock(connection: Connection) -> Generator[None]:
-    """Only one process at a time migrates; the others wait, then find nothing to do."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-        try:
-            yield
-        finally:
-            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
-            connection.commit()
+def _advisory_lock(connection: Connection) -> Generator[None]:
+    """On PostgreSQL only one process at a time migrates; the others wait, then find nothing to do."""
+    if connection.dialect.name != "postgresql":
+        yield
         return
-    database = connection.engine.url.database
-    if not database or database == ":memory:":
+    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
+    try:
+        yield
+    finally:
+        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
+        connection.commit()
+
+
+@contextmanager
+def _file_lock(engine: Engine) -> Generator[None]:
+    """The same on SQLite. Taken before connecting: two first connections that both ask for WAL may find the file locked."""
+    database = engine.url.database
+    if engine.dialect.name != "sqlite" or not database or database == ":memory:":
         yield
         return
     with Path(f"{database}.migration-lock").open("w") as stream:
