@@ -111,6 +111,10 @@ def test_tensors_are_loaded_strictly(folder, change, reason):
         ({"format": "lightning"}, "format is 'lightning', expected 'leverplus-checkpoint-1'"),
         ({"colour": "red"}, "unknown field 'colour'"),
         ({"shots": 2}, "field 'shots' is 2, expected a list"),
+        ({"shots": ["2"]}, "field 'shots' is ['2'], expected whole numbers"),
+        ({"created_at": 5}, "field 'created_at' is 5, expected a str"),
+        ({"rl_data": [5]}, "field 'rl_data' holds 5"),
+        ({"fingerprint": {"pool": 5}}, "fingerprint.pool is 5, expected an object"),
         ({"selector": {"d_model": 12, "depth": 3}}, "unknown field 'depth'"),
         ({"selector": {**CONFIG.to_json(), "num_layers": 1}}, "unexpected: ['attn_norms.1.bias'"),
         ({"model_sha256": "0" * 64}, "restore the whole folder"),
@@ -148,8 +152,13 @@ def test_broken_files(folder, tmp_path):
 
 def test_list(tmp_path, model):
     root = DataRoot(tmp_path)
-    assert list_checkpoints(root) == []
+    assert list_checkpoints(root) == ([], {})
     for name, created_at in (("ckpt-b", "2026-01-01T00:00:00Z"), ("ckpt-a", "2026-01-02T00:00:00Z")):
         save_checkpoint(root.checkpoint(name), model.tensors(), info(name, created_at))
     (tmp_path / "checkpoints" / ".half-written.tmp").mkdir()
-    assert [found.checkpoint_id for found in list_checkpoints(root)] == ["ckpt-b", "ckpt-a"]
+    (root.checkpoint("ckpt-c")).mkdir()
+    (root.checkpoint("ckpt-c") / "checkpoint.json").write_text("{")
+    good, broken = list_checkpoints(root)
+    assert [found.checkpoint_id for found in good] == ["ckpt-b", "ckpt-a"]
+    assert list(broken) == ["ckpt-c"]
+    assert isinstance(broken["ckpt-c"], InvalidCheckpoint)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from leverplus.dataset import Dataset, DatasetInfo
+from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.dataset.easy_vqa import import_easy_vqa
 from leverplus.dataset.vqa import import_vqa
 from leverplus.errors import Conflict, InvalidConfig, InvalidDataset, LeverPlusError, NotFound
+from leverplus.ids import ItemId
 
 QUESTIONS = [
     {"image_id": 42, "question": " what is it? ", "question_id": 420},
@@ -276,3 +280,25 @@ def test_impossible_cuts_are_refused(tmp_path: Path, settings: dict[str, Any]) -
 def test_all_test_images_can_be_kept_for_test(tmp_path: Path) -> None:
     info = import_easy_vqa(tmp_path / "easy", train_images=1, test_images=1, questions_per_image=1, val_share=0)
     assert info.splits == {"train": 1, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"splits": ["train"]}, "splits is ['train'], expected an object"),
+        ({"splits": {"train": "5"}}, "splits is {'train': '5'}, expected an object"),
+        ({"sha256": 5}, "sha256 is 5, expected a string"),
+        ({"name": None}, "name is None, expected a string"),
+        ({"colour": 1}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_dataset_json_is_checked(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    folder = tmp_path / "toy"
+    items = [Item(ItemId(0), "train", None, "i", "q", "?", "a")]
+    info = write_dataset(folder, DatasetInfo("toy", "1", "CC0", "human"), items)
+    (folder / "dataset.json").write_bytes(orjson.dumps({**asdict(info), **change}))
+    with pytest.raises(InvalidDataset, match=re.escape(reason)):
+        Dataset.open(folder)
+    (folder / "dataset.json").write_text("[]")
+    with pytest.raises(InvalidDataset, match="expected an object"):
+        Dataset.open(folder)

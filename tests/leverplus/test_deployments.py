@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -105,6 +106,14 @@ def test_a_broken_file_is_named(root: DataRoot, text: str) -> None:
     path = root.deployment("production")
     path.parent.mkdir()
     path.write_text(text)
+    with pytest.raises(InvalidConfig, match=r"production\.json: not a deployment"):
+        read_deployment(root, "production")
+
+
+@pytest.mark.parametrize("change", [{"checkpoint_id": 5}, {"gate": "passed"}, {"predecessor": {"checkpoint_id": "ckpt-a"}}])
+def test_a_field_of_another_type_is_named(root: DataRoot, change: dict[str, Any]) -> None:
+    deployment = promote(root, "production", "ckpt-a", by="ada", reason="first")
+    root.deployment("production").write_bytes(orjson.dumps({**deployment.to_json(), **change}))
     with pytest.raises(InvalidConfig, match=r"production\.json: not a deployment"):
         read_deployment(root, "production")
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from leverplus.data_root import DataRoot
-from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, NotFound
+from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, InvalidInput, LeverPlusError, NotFound
 from leverplus.files import atomic_folder, file_sha256, write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.selector.config import SelectorConfig, tensor_shapes
@@ -100,10 +100,23 @@ def read_info(folder: Path) -> CheckpointInfo:
     if unknown := sorted(set(value) - names):
         raise InvalidCheckpoint(path=path, reason=f"unknown field {unknown[0]!r}")
     expected = {"selector": dict, "pool_policy": dict, "training": dict, "metrics": dict, "shots": list, "rl_data": list}
-    for name, kind in {**expected, "fingerprint": dict, "model_sha256": str, "dataset": str}.items():
+    expected |= {
+        "fingerprint": dict,
+        **dict.fromkeys(("checkpoint_id", "dataset", "code_version", "created_at", "model_sha256"), str),
+    }
+    for name, kind in expected.items():
         if not isinstance(value[name], kind):
             raise InvalidCheckpoint(path=path, reason=f"field {name!r} is {value[name]!r}, expected a {kind.__name__}")
-    known: dict[str, Any] = {**value, "fingerprint": Fingerprint.from_json(value["fingerprint"])}
+    if not all(type(count) is int for count in value["shots"]):
+        raise InvalidCheckpoint(path=path, reason=f"field 'shots' is {value['shots']!r}, expected whole numbers")
+    for stated in value["rl_data"]:
+        if not (isinstance(stated, dict) and all(isinstance(stated.get(name), str) for name in ("id", "sha256"))):
+            raise InvalidCheckpoint(path=path, reason=f"field 'rl_data' holds {stated!r}, expected objects of id and sha256")
+    try:
+        fingerprint = Fingerprint.from_json(value["fingerprint"])
+    except InvalidInput as exc:
+        raise InvalidCheckpoint(path=path, reason=str(exc)) from exc
+    known: dict[str, Any] = {**value, "fingerprint": fingerprint}
     return CheckpointInfo(**known)
 
 
@@ -129,12 +142,19 @@ def load_checkpoint(folder: Path) -> tuple[Tensors, CheckpointInfo]:
     return tensors, info
 
 
-def list_checkpoints(root: DataRoot) -> list[CheckpointInfo]:
-    """Every checkpoint of the data root, oldest first. InvalidCheckpoint names a folder that cannot be read."""
+def list_checkpoints(root: DataRoot) -> tuple[list[CheckpointInfo], dict[str, LeverPlusError]]:
+    """Every checkpoint of the data root, oldest first; and the folders that cannot be read, by name, each with its error."""
     parent = root.path / "checkpoints"
     # A name with a dot in front is a folder that is still being written.
     folders = [path for path in parent.iterdir() if path.is_dir() and path.name[0] != "."] if parent.is_dir() else []
-    return sorted((read_info(folder) for folder in folders), key=lambda info: (info.created_at, info.checkpoint_id))
+    found: list[CheckpointInfo] = []
+    broken: dict[str, LeverPlusError] = {}
+    for folder in sorted(folders):
+        try:
+            found.append(read_info(folder))
+        except LeverPlusError as exc:
+            broken[folder.name] = exc
+    return sorted(found, key=lambda info: (info.created_at, info.checkpoint_id)), broken
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], info: CheckpointInfo) -> None:

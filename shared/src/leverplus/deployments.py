@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from leverplus.data_root import DataRoot
-from leverplus.errors import Conflict, InvalidConfig, NotFound
+from leverplus.errors import Conflict, InvalidConfig, NotFound, shorten
 from leverplus.files import write_json
 
 DEFAULT_ALIAS = "production"
@@ -98,13 +98,35 @@ def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
 
 def _read(path: Path, alias: str) -> Deployment:
     try:
-        deployment = Deployment(**orjson.loads(path.read_bytes()))
-    except (orjson.JSONDecodeError, TypeError) as exc:
-        raise InvalidConfig(field=str(path), reason=f"not a deployment: {exc}; delete the file and promote again") from exc
+        value = orjson.loads(path.read_bytes())
+    except orjson.JSONDecodeError as exc:
+        raise _no_deployment(path, str(exc)) from exc
+    deployment = _checked(path, value)
     if deployment.alias != alias:
         reason = f"holds alias {deployment.alias!r}, expected {alias!r}; delete the file and promote again"
         raise InvalidConfig(field=str(path), reason=reason)
+    if deployment.predecessor is not None:
+        _checked(path, deployment.predecessor, "predecessor.")
     return deployment
+
+
+def _checked(path: Path, value: Any, prefix: str = "") -> Deployment:
+    """The deployment that JSON describes, every field of its type."""
+    try:
+        deployment = Deployment(**value)
+    except TypeError as exc:
+        raise _no_deployment(path, str(exc)) from exc
+    for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason"):
+        if not isinstance(found := getattr(deployment, name), str):
+            raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected a string")
+    for name in ("gate", "predecessor"):
+        if not isinstance(found := getattr(deployment, name), dict | None):
+            raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected an object or null")
+    return deployment
+
+
+def _no_deployment(path: Path, reason: str) -> InvalidConfig:
+    return InvalidConfig(field=str(path), reason=f"not a deployment: {reason}; delete the file and promote again")
 
 
 def _require_checkpoint(root: DataRoot, checkpoint_id: str) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
-from leverplus.errors import FingerprintMismatch
+from leverplus.errors import FingerprintMismatch, InvalidInput, shorten
 
 PartName = Literal["dataset", "pool", "generation", "metric"]
 PART_NAMES: tuple[PartName, ...] = ("dataset", "pool", "generation", "metric")
@@ -42,7 +42,15 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> Fingerprint:
-        return cls(**{name: (value or {}).get(name) for name in PART_NAMES})
+        """Inverse of `to_json`; InvalidInput for anything but an object of objects (None: a part, or all, is unknown)."""
+        parts: Any = {} if value is None else value
+        if not isinstance(parts, Mapping):
+            raise InvalidInput(f"fingerprint is {shorten(repr(parts))}, expected an object")
+        stated = {name: cast("Mapping[str, Any]", parts).get(name) for name in PART_NAMES}
+        for name, part in stated.items():
+            if not isinstance(part, Mapping | None):
+                raise InvalidInput(f"fingerprint.{name} is {shorten(repr(part))}, expected an object")
+        return cls(**stated)
 
     def to_json(self) -> dict[str, Any]:
         return {name: dict(part) for name in PART_NAMES if (part := self.part(name)) is not None}

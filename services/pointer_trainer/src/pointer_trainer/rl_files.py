@@ -13,7 +13,7 @@ import orjson
 from leverplus import rl_data
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
-from leverplus.errors import InvalidConfig, InvalidRlData, NotFound
+from leverplus.errors import InvalidConfig, InvalidInput, InvalidRlData, NotFound, shorten
 from leverplus.files import file_sha256
 from leverplus.fingerprint import Fingerprint
 
@@ -27,9 +27,26 @@ def head(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:
         line = stream.readline(_HEAD_LIMIT)
     try:
-        return orjson.loads(line)["_meta"]
+        meta = orjson.loads(line)["_meta"]
     except (orjson.JSONDecodeError, KeyError, TypeError) as exc:
         raise InvalidRlData(file=path, query=None, field="_meta", reason="the first line holds none; upload it again") from exc
+    if not isinstance(meta, dict):
+        raise _damaged(path, "_meta", meta)
+    try:
+        fingerprint = Fingerprint.from_json(meta.get("fingerprint"))
+    except InvalidInput as exc:
+        raise InvalidRlData(file=path, query=None, field="_meta", reason=f"{exc}; upload it again") from exc
+    if fingerprint.dataset is not None and not isinstance(name := fingerprint.dataset.get("name"), str):
+        raise _damaged(path, "_meta.fingerprint.dataset.name", name)
+    if not isinstance(policy := meta.get("pool_policy"), dict | None):
+        raise _damaged(path, "_meta.pool_policy", policy)
+    return meta
+
+
+def _damaged(path: Path, field: str, found: object) -> InvalidRlData:
+    expected = "a name" if field.endswith("name") else "an object"
+    reason = f"is {shorten(repr(found))}, expected {expected}; upload it again"
+    return InvalidRlData(file=path, query=None, field=field, reason=reason)
 
 
 def open_heads(root: DataRoot, rl_data_ids: Sequence[str]) -> Fingerprint:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import orjson
 
-from leverplus.errors import InvalidDataset, NotFound
+from leverplus.errors import InvalidDataset, NotFound, shorten
 from leverplus.files import atomic_file, file_sha256, write_json
 from leverplus.ids import ItemId
 
@@ -171,9 +171,21 @@ def write_dataset(folder: Path, info: DatasetInfo, items: Iterable[Item]) -> Dat
 def _read_info(path: Path) -> DatasetInfo:
     try:
         value = orjson.loads(path.read_bytes())
-        info = DatasetInfo(**value)
-    except (orjson.JSONDecodeError, TypeError) as exc:
+    except orjson.JSONDecodeError as exc:
+        raise InvalidDataset(path=path, reason=f"not JSON: {exc}") from exc
+    if not isinstance(value, dict):
+        raise InvalidDataset(path=path, reason=f"is {shorten(repr(value))}, expected an object")
+    try:
+        info = DatasetInfo(**cast("dict[str, Any]", value))
+    except TypeError as exc:
         raise InvalidDataset(path=path, reason=f"not readable: {exc}") from exc
+    for name in ("name", "version", "licence", "sha256"):
+        if not isinstance(found := getattr(info, name), str):
+            raise InvalidDataset(path=path, reason=f"{name} is {shorten(repr(found))}, expected a string")
+    splits: Any = info.splits
+    if not isinstance(splits, dict) or not all(type(count) is int for count in cast("dict[str, Any]", splits).values()):
+        reason = f"splits is {shorten(repr(splits))}, expected an object that gives each split its number of items"
+        raise InvalidDataset(path=path, reason=reason)
     if info.answers_source not in ("human", "replicated"):
         raise InvalidDataset(path=path, reason=f"answers_source is {info.answers_source!r}, expected 'human' or 'replicated'")
     return info

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from leverplus.checkpoints import list_checkpoints, load_checkpoint
 from leverplus.deployments import Deployment, list_deployments, promote, rollback
 from pointer_trainer.requests import PromoteRequest, RollbackRequest
+from pointer_trainer.routes.broken import Broken, BrokenList
 from pointer_trainer.state import State
 
 router = APIRouter(tags=["checkpoints"])
@@ -17,6 +18,7 @@ router = APIRouter(tags=["checkpoints"])
 
 class CheckpointList(BaseModel):
     checkpoints: list[dict[str, Any]]
+    broken: BrokenList = []
 
 
 class DeploymentList(BaseModel):
@@ -26,7 +28,11 @@ class DeploymentList(BaseModel):
 @router.get("/checkpoints")
 def get_checkpoints(state: State) -> CheckpointList:
     """Every checkpoint as it describes itself: configuration, pool policy, fingerprints, training data, metrics."""
-    return CheckpointList(checkpoints=[info.to_json() for info in list_checkpoints(state.data_root)])
+    found, broken = list_checkpoints(state.data_root)
+    return CheckpointList(
+        checkpoints=[info.to_json() for info in found],
+        broken=[Broken(name=name, reason=str(error)) for name, error in broken.items()],
+    )
 
 
 @router.post("/checkpoints/{checkpoint_id}/promote")

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 
 from leverplus.dataset import Dataset, DatasetInfo
-from leverplus.errors import InvalidInput
+from leverplus.errors import InvalidInput, LeverPlusError
 from leverplus.files import remove_folder
 from pointer_trainer.errors import UploadTooLarge
 from pointer_trainer.rl_files import head, take_in, upload_folder
-from pointer_trainer.state import State, TrainerState
+from pointer_trainer.routes.broken import Broken, BrokenList
+from pointer_trainer.state import State
 
 router = APIRouter(tags=["data"])
 
@@ -40,10 +41,12 @@ class RlDataHead(BaseModel):
 
 class DatasetList(BaseModel):
     datasets: list[DatasetInfo]
+    broken: BrokenList = []
 
 
 class RlDataList(BaseModel):
     rl_data: list[RlDataHead]
+    broken: BrokenList = []
 
 
 @router.post("/rl-data", openapi_extra=_BODY)
@@ -77,16 +80,22 @@ async def upload_rl_data(
 @router.get("/rl-data")
 def get_rl_data(state: State) -> RlDataList:
     """RL data by id, each with its size and `_meta`."""
-    paths = sorted((state.data_root.path / "rl-data").glob("[!.]*.ndjson"))
-    return RlDataList(rl_data=[RlDataHead(rl_data_id=path.stem, bytes=path.stat().st_size, meta=head(path)) for path in paths])
+    listed = RlDataList(rl_data=[])
+    for path in sorted((state.data_root.path / "rl-data").glob("[!.]*.ndjson")):
+        try:
+            listed.rl_data.append(RlDataHead(rl_data_id=path.stem, bytes=path.stat().st_size, meta=head(path)))
+        except LeverPlusError as exc:
+            listed.broken.append(Broken(name=path.stem, reason=str(exc)))
+    return listed
 
 
 @router.get("/datasets")
 def get_datasets(state: State) -> DatasetList:
     """Datasets with their splits and hashes."""
-    return DatasetList(datasets=_datasets(state))
-
-
-def _datasets(state: TrainerState) -> list[DatasetInfo]:
-    paths = sorted((state.data_root.path / "datasets").glob("[!.]*/dataset.json"))
-    return [Dataset.open(path.parent, verify=False).info for path in paths]
+    listed = DatasetList(datasets=[])
+    for path in sorted((state.data_root.path / "datasets").glob("[!.]*/dataset.json")):
+        try:
+            listed.datasets.append(Dataset.open(path.parent, verify=False).info)
+        except LeverPlusError as exc:
+            listed.broken.append(Broken(name=path.parent.name, reason=str(exc)))
+    return listed
