@@ -236,6 +236,7 @@ def test_services_that_are_away_and_missing_files_are_one_line(tmp_path: Path) -
     assert_one_line_error(leverplus("train", "rl-1", "--set", "a", data=tmp_path, **away), "FIELD=VALUE")
     strange = leverplus("train", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL="foo")
     assert_one_line_error(strange, "'foo' is no URL", "http://")
+    assert_one_line_error(leverplus("promote", "../x", "--reason", "y", data=tmp_path, **away), "'../x' is no valid name")
     file = tmp_path / "file"
     file.write_text("x")
     assert_one_line_error(leverplus("import", "easy-vqa", data=file), f"--data: {file} is not a folder")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote
 
 import httpx
 
 from leverplus import errors
+from leverplus.data_root import check_name
 from leverplus.scoring import ScoreRequest, ScoreResponse
 
 _TERMINAL = {"succeeded", "failed", "cancelled"}
@@ -59,6 +59,8 @@ def raise_problem(response: httpx.Response) -> None:
         context["retry_after_s"] = response.headers["Retry-After"]
     asked, said = f"{response.request.method} {response.request.url.path}: ", str(document.get("detail"))
     detail = said if said.startswith(asked) else asked + said
+    if response.status_code == 404 and str(document.get("type")) not in _KINDS:
+        detail += f"; {response.request.url.host}:{response.request.url.port} has no such route: is another service there?"
     raise kind(detail, **{name: value for name, value in context.items() if name != "detail"})
 
 
@@ -157,16 +159,16 @@ class TrainerClient(ServiceClient):
             return self.request("POST", "/rl-data", params=named, content=stream, headers=headers).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
-        return self.request("GET", f"/jobs/{_quoted(job_id)}").json()
+        return self.request("GET", f"/jobs/{check_name(job_id, what='job')}").json()
 
     def jobs(self) -> list[dict[str, Any]]:
         return self.request("GET", "/jobs").json()["jobs"]
 
     def cancel(self, job_id: str) -> dict[str, Any]:
-        return self.request("DELETE", f"/jobs/{_quoted(job_id)}").json()
+        return self.request("DELETE", f"/jobs/{check_name(job_id, what='job')}").json()
 
     def resume(self, job_id: str) -> dict[str, Any]:
-        return self.request("POST", f"/jobs/{_quoted(job_id)}/resume").json()
+        return self.request("POST", f"/jobs/{check_name(job_id, what='job')}/resume").json()
 
     def wait(
         self,
@@ -192,10 +194,10 @@ class TrainerClient(ServiceClient):
 
     def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
         body = {"alias": alias, "by": by, "reason": reason}
-        return self.request("POST", f"/checkpoints/{_quoted(checkpoint_id)}/promote", json=body).json()
+        return self.request("POST", f"/checkpoints/{check_name(checkpoint_id, what='checkpoint')}/promote", json=body).json()
 
     def rollback(self, alias: str, *, by: str) -> dict[str, Any]:
-        return self.request("POST", f"/deployments/{_quoted(alias)}/rollback", json={"by": by}).json()
+        return self.request("POST", f"/deployments/{check_name(alias, what='alias')}/rollback", json={"by": by}).json()
 
 
 class SelectorClient(ServiceClient):
@@ -207,11 +209,6 @@ class SelectorClient(ServiceClient):
 
     def select_many(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return self.request("POST", "/select", json=dict(body)).json()
-
-
-def _quoted(name: str) -> str:
-    """An id as one part of a path, whatever is in it."""
-    return quote(name, safe="")
 
 
 def _result(job: Mapping[str, Any]) -> dict[str, Any]:
