@@ -265,6 +265,16 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_a_write_that_fails_names_the_file_that_was_being_made(tmp_path: Path) -> None:
+    program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from leverplus.cli import app; app()"
+    answer = subprocess.run(
+        [sys.executable, "-c", program, "import", "easy-vqa", "--train-images", "300", "--test-images", "2"],
+        env={**os.environ, "LEVERPLUS_DATA": str(tmp_path / "data")}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert_one_line_error(answer, str(tmp_path / "data" / "datasets" / "easy-vqa"), "File too large")
+    assert list((tmp_path / "data" / "datasets").iterdir()) == []
+
+
 def test_doctor_finds_a_damaged_store_and_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "store.sqlite").write_bytes(b"no database" * 100)
     answer = leverplus("doctor", data=tmp_path)

@@ -27,8 +27,9 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as exc:
         temporary.unlink(missing_ok=True)
+        _name_file(exc, path)
         raise
     _sync_folder(path.parent)
 
@@ -46,10 +47,17 @@ def atomic_folder(path: Path) -> Generator[Path]:
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
         temporary.rename(path)
-    except BaseException:
+    except BaseException as exc:
         remove_folder(temporary)
+        _name_file(exc, path)
         raise
     _sync_folder(path.parent)
+
+
+def _name_file(error: BaseException, path: Path) -> None:
+    """A failing write does not say to which file: a full disk is then reported with the path that was being made."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(path)
 
 
 def remove_folder(path: Path) -> None:

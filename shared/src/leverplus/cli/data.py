@@ -125,6 +125,25 @@ def import_embeddings_command(
     print(f"{folder}: {rows} of {manifest.count} items (split {', '.join(covered)}), d_model {manifest.d_model}")
 
 
+@imports.command("invented-words")
+def generate_invented_words_command(
+    name: Annotated[str, typer.Option(help="Name of the dataset to make.")] = "invented-words",
+    size: Annotated[str, typer.Option(help="full, demo or quick: so many items a split.")] = "full",
+    seed: Annotated[int, typer.Option(min=0, help="Of languages, operations and pictures.")] = 0,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Generate a dataset on which the choice of demonstrations decides: words of languages that nobody speaks."""
+    from leverplus.dataset.invented_words import SIZES, generate
+    from leverplus.errors import InvalidInput
+
+    if size not in SIZES:
+        raise InvalidInput(f"--size {size!r}: there are {', '.join(SIZES)}")
+    folder = data_root(data).dataset(name)
+    info = generate(folder, name=name, seed=seed, **SIZES[size])
+    counts = ", ".join(f"{split} {count}" for split, count in info.splits.items())
+    print(f"{folder}: {counts}; answers: {info.answers_source}; sha256 {info.sha256[:12]}")
+
+
 def embed(
     dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
     batch_size: Annotated[int, typer.Option(min=1)] = 32,

@@ -37,7 +37,7 @@ _WAYS_OUT = {
 def _of_the_system(error: OSError) -> Unavailable:
     named = [str(name) for name in (error.filename, error.filename2) if name is not None]
     hint = _WAYS_OUT.get(error.errno or 0, "see to it and try again")
-    return Unavailable(" -> ".join(named or ["the system"]) + f": {error.strerror or error}; {hint}")
+    return Unavailable(" -> ".join(named or ["this machine"]) + f": {error.strerror or error}; {hint}")
 
 
 class OneLineErrors(TyperGroup):
