@@ -271,7 +271,7 @@ def test_a_write_that_fails_names_the_file_that_was_being_made(tmp_path: Path) -
         [sys.executable, "-c", program, "import", "easy-vqa", "--train-images", "300", "--test-images", "2"],
         env={**os.environ, "LEVERPLUS_DATA": str(tmp_path / "data")}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert_one_line_error(answer, str(tmp_path / "data" / "datasets" / "easy-vqa"), "File too large")
+    assert_one_line_error(answer, str(tmp_path / "data" / "datasets"), "easy-vqa", "File too large")
     assert list((tmp_path / "data" / "datasets").iterdir()) == []
 
 
