@@ -109,6 +109,13 @@ def test_a_repeated_key_gives_the_same_job_and_another_body_a_conflict(api: Test
         ("/train", {"rl_data": ["rl-9"], "config": {"epochs": 5}}, 422, "epochs"),
         ("/evaluate", {"dataset": "toy", "checkpoints": ["ckpt-9"]}, 404, "ckpt-9"),
         ("/evaluate", {"dataset": "toy", "shots": [0]}, 422, "baseline"),
+        ("/evaluate", {"dataset": "toy"}, 422, "pool.k: 64, but query 12 has 12 candidates in split 'train'"),
+        ("/evaluate", {"dataset": "toy", "pool": {"k": 1}}, 422, "pool.k 1 is smaller than the largest number of shots, 2"),
+        ("/evaluate", {"dataset": "toy", "pool": {"k": 13}}, 422, "pool.k: 13, but query 12 has 12"),
+        ("/rl-data/generate", {"dataset": "toy", "pool": {"k": 12}}, 422, "pool.k: 12, but query 0 has 11"),
+        ("/rl-data/generate", {"dataset": "toy", "shots": [4], "pool": {"k": 3}}, 422, "pool.k 3 is smaller"),
+        ("/rl-data/generate", {"dataset": "toy", "temps": [0.001]}, 422, "temps"),
+        ("/train", {"rl_data": ["rl-9"], "config": {"temperature_end": 1e-9}}, 422, "temperature_end"),
     ],
 )
 def test_what_cannot_run_is_refused_before_there_is_a_job(
@@ -149,7 +156,7 @@ def test_a_split_without_vectors_is_refused_before_there_is_a_job(api: TestClien
         assert "no item of split 'test' has a vector" in answer.json()["detail"]
         assert "leverplus import embeddings" in answer.json()["detail"]
     assert api.get("/jobs").json() == {"jobs": []}
-    assert api.post("/evaluate", json={"dataset": "toy", "split": "train"}).status_code == 202
+    assert api.post("/evaluate", json={"dataset": "toy", "split": "train", "pool": {"k": 6}}).status_code == 202
 
 
 def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettings, data: DataRoot) -> None:
@@ -309,7 +316,7 @@ def test_an_upload_is_bounded_and_not_empty(settings: TrainerSettings, data: Dat
 
 
 def test_lists_are_empty_at_first_and_deployments_need_a_checkpoint(api: TestClient) -> None:
-    assert api.get("/checkpoints").json() == {"checkpoints": []}
+    assert api.get("/checkpoints").json() == {"checkpoints": [], "broken": []}
     assert api.get("/deployments").json() == {"deployments": []}
     assert [row["name"] for row in api.get("/datasets").json()["datasets"]] == ["toy"]
     body = {"by": "me", "reason": "first"}

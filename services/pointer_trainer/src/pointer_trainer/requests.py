@@ -47,7 +47,7 @@ class GenerateRequest(_Request):
     queries: Annotated[int | None, Field(ge=1, description="so many, drawn with the seed; null: all of the split")] = None
     shots: Annotated[list[Annotated[int, Field(ge=1, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS)] = [2]
     num_beams: Annotated[int, Field(ge=0, le=64)] = 5
-    temps: Annotated[list[Annotated[float, Field(gt=0, le=100)]], Field(max_length=16)] = [1.0, 1.3]
+    temps: Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(max_length=16)] = [1.0, 1.3]
     num_samples_per_temp: Annotated[int, Field(ge=0, le=64)] = 2
     num_random: Annotated[int, Field(ge=0, le=64)] = 1
     num_retrieval: Annotated[int, Field(ge=0, le=64)] = 5
@@ -65,6 +65,8 @@ class GenerateRequest(_Request):
         if len(set(self.temps)) != len(self.temps):
             raise ValueError(f"temps {self.temps} names a temperature twice")
         sources = (self.num_beams, self.num_random, self.num_retrieval, len(self.temps) * self.num_samples_per_temp)
+        if self.pool.sampler != "all" and self.pool.k < max(self.shots):
+            raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
         if not any(sources):
             raise ValueError("num_beams, num_samples_per_temp, num_random and num_retrieval are all 0: nothing to generate")
         return self
@@ -96,6 +98,8 @@ class EvaluateRequest(_Request):
         for name, values in (("shots", self.shots), ("checkpoints", self.checkpoints)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} {values} names one twice")
+        if self.pool is not None and self.pool.sampler != "all" and self.pool.k < max(self.shots):
+            raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
         if self.baseline == "zero-shot" and 0 not in self.shots:
             raise ValueError(f"baseline 'zero-shot' needs 0 among shots {self.shots}")
         if self.baseline != "zero-shot" and self.shots == [0]:

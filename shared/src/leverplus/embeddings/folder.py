@@ -158,8 +158,13 @@ class Embeddings:
 
     def fingerprint(self) -> dict[str, Any]:
         """What the vectors were made from: belongs into the `pool` part of a fingerprint."""
-        manifest = asdict(self.manifest)
-        return {name: manifest[name] for name in ("encoder", "dataset_sha256", "blocks", "d_model", "candidate", "source")}
+        return manifest_fingerprint(self.manifest)
+
+
+def manifest_fingerprint(manifest: EmbeddingManifest) -> dict[str, Any]:
+    """The fingerprint of the embeddings that a manifest describes, without their vectors."""
+    value = asdict(manifest)
+    return {name: value[name] for name in ("encoder", "dataset_sha256", "blocks", "d_model", "candidate", "source")}
 
 
 def block_of(blocks: Sequence[Block], name: str) -> slice | None:

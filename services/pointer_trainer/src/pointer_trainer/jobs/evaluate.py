@@ -13,16 +13,17 @@ from leverplus.checkpoints import CheckpointInfo, load_checkpoint
 from leverplus.client import ScorerClient
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import InvalidConfig, InvalidInput
+from leverplus.errors import InvalidInput
 from leverplus.evaluation import Cell, Evaluation, accuracy_table, difference_table, summarise
 from leverplus.files import atomic_file, write_json
 from leverplus.fingerprint import Fingerprint, PartName
 from leverplus.ids import ItemId
 from leverplus.policies import V3Policy
-from leverplus.pools import PoolPolicy, Pools
+from leverplus.pools import Pools
 from pointer_trainer.context import JobContext
+from pointer_trainer.pool_check import evaluation_policy
 from pointer_trainer.query_sample import sample_queries
-from pointer_trainer.requests import EvaluateRequest, PoolSettings
+from pointer_trainer.requests import EvaluateRequest
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
 from pointer_trainer.systems import Choices, Systems, accuracies, choose, selector_names
 from pointer_trainer.trained_on import count_trained_on
@@ -51,7 +52,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     embeddings = Embeddings.open(root.embeddings(request.dataset), dataset)
     loaded = [load_checkpoint(root.checkpoint(checkpoint_id)) for checkpoint_id in request.checkpoints]
     infos = [info for _, info in loaded]
-    pools = Pools(dataset, embeddings, _policy(request, infos))
+    pools = Pools(dataset, embeddings, evaluation_policy(request, infos))
     own = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
     _require_same(infos, own, ("dataset", "pool"))
     policies = [V3Policy(tensors, info.selector_config) for tensors, info in loaded]
@@ -94,17 +95,6 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     }
     _write(context, result, scored, cells)
     return result
-
-
-def _policy(request: EvaluateRequest, infos: Sequence[CheckpointInfo]) -> PoolPolicy:
-    if request.pool is not None:
-        return request.pool.policy()
-    if not infos:
-        return PoolSettings().policy()
-    if not infos[0].pool_policy:
-        reason = f"checkpoint {infos[0].checkpoint_id!r} does not say which pools it was made for; state them in `pool`"
-        raise InvalidConfig(field="pool", reason=reason)
-    return PoolPolicy.from_json(infos[0].pool_policy)
 
 
 def _require_same(infos: Sequence[CheckpointInfo], found: Fingerprint, parts: Sequence[PartName]) -> None:
@@ -186,6 +176,7 @@ def _markdown(
     answers = {
         "human": "human answers",
         "replicated": "one answer, repeated ten times in place of ten annotators'",
+        "simulated": "simulated answers of ten annotators",
     }[dataset.info.answers_source]
     counts = scored.counts
     head = (

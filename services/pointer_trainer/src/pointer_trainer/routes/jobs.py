@@ -10,11 +10,12 @@ from sse_starlette import EventSourceResponse
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
-from leverplus.embeddings import read_manifest
+from leverplus.embeddings import EmbeddingManifest, read_manifest
 from leverplus.errors import NotFound
 from leverplus.store import Job
 from pointer_trainer.events import job_events
 from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
+from pointer_trainer.pool_check import check_contract, check_pools, evaluation_policy
 from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, TrainRequest
 from pointer_trainer.rl_files import open_heads
@@ -44,7 +45,7 @@ def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel,
     return Accepted(job_id=job.id)
 
 
-def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> None:
+def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> EmbeddingManifest:
     """That there are some, of these splits; the job reads and checks them, which may take long."""
     folder = state.data_root.embeddings(dataset)
     if not folder.is_dir():
@@ -52,6 +53,7 @@ def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> None
     manifest = read_manifest(folder)
     for split in splits:
         manifest.require_split(split)
+    return manifest
 
 
 @router.post("/embeddings", status_code=202)
@@ -65,11 +67,13 @@ def start_embeddings(body: EmbeddingsRequest, response: Response, state: State, 
 def start_generation(body: GenerateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Makes candidate pointers, has them scored, and keeps them as RL data."""
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
-    sample_queries(dataset, body.split, body.queries, body.seed)
-    dataset.split_ids(body.pool.candidate_split)
-    _require_embeddings(state, body.dataset, body.split, body.pool.candidate_split)
-    if body.checkpoint is not None:
-        read_info(state.data_root.checkpoint(body.checkpoint))
+    query_ids = sample_queries(dataset, body.split, body.queries, body.seed)
+    policy = body.pool.policy()
+    dataset.split_ids(policy.candidate_split)
+    manifest = _require_embeddings(state, body.dataset, body.split, policy.candidate_split)
+    infos = [] if body.checkpoint is None else [read_info(state.data_root.checkpoint(body.checkpoint))]
+    check_contract(dataset, manifest, policy, infos)
+    check_pools(dataset, policy, query_ids, body.shots)
     return _accept(state, response, GENERATE, body, key)
 
 
@@ -92,10 +96,12 @@ def start_evaluation(body: EvaluateRequest, response: Response, state: State, ke
     `beyond_training` lists the rows with more shots than it was trained for.
     """
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
-    sample_queries(dataset, body.split, body.queries, body.seed)
-    _require_embeddings(state, body.dataset, body.split)
-    for checkpoint in body.checkpoints:
-        read_info(state.data_root.checkpoint(checkpoint))
+    query_ids = sample_queries(dataset, body.split, body.queries, body.seed)
+    manifest = _require_embeddings(state, body.dataset, body.split)
+    infos = [read_info(state.data_root.checkpoint(checkpoint)) for checkpoint in body.checkpoints]
+    policy = evaluation_policy(body, infos)
+    check_contract(dataset, manifest, policy, infos)
+    check_pools(dataset, policy, query_ids, body.shots)
     return _accept(state, response, EVALUATE, body, key)
 
 
