@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from fastapi.testclient import TestClient
 
 from leverplus import rl_data
 from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkpoint
@@ -142,6 +143,22 @@ def test_results_come_in_order_with_few_requests_in_flight(scorer: Any) -> None:
     assert all(len(batch.queries) == 2 for batch in (first, *rest))
 
 
+@pytest.mark.parametrize("largest", [16, 200])
+def test_a_query_with_more_pointers_than_a_request_or_the_queue_holds_is_cut(scorer: Any, largest: int) -> None:
+    pointers = tuple((ItemId(one), ItemId(two)) for one in range(11) for two in range(11) if one != two)
+    queries = [AskedQuery(11, pointers), AskedQuery(12, ((),))]
+    with ScorerClient(scorer.url) as client:
+        # The queue of this scorer holds 64.
+        traffic = Traffic(largest, 1)
+        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+        batches = list(stream.score(queries))
+    rows = [row for batch in batches for row in batch.queries]
+    assert [query for query, _ in rows] == queries
+    assert [candidate.pointer for candidate in rows[0][1]] == [list(pointer) for pointer in pointers]
+    counts = [batch.stats for batch in batches]
+    assert sum(stats.file for stats in counts) == len(pointers) + 1
+
+
 def test_a_scorer_that_comes_back_is_waited_for(data: DataRoot, scorer: Any) -> None:
     port = int(scorer.url.rsplit(":", 1)[1])
     scorer.stop()
@@ -214,6 +231,20 @@ def test_a_checkpoint_of_another_pool_contract_is_refused(run: Any, data: DataRo
     save_selector(data, "ckpt-1")
     with pytest.raises(FingerprintMismatch, match=r"pool\.policy\.k: expected 6, found 5"):
         generate(run.context(request(checkpoint="ckpt-1", pool={"k": 5})))
+
+
+def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(api: TestClient, data: DataRoot) -> None:
+    save_selector(data, "ckpt-1")
+    other = {"dataset": "toy", "pool": {"k": 5}}
+    for path, body in (
+        ("/rl-data/generate", {**other, "checkpoint": "ckpt-1"}),
+        ("/evaluate", {**other, "checkpoints": ["ckpt-1"]}),
+    ):
+        answer = api.post(path, json=body)
+        assert (answer.status_code, answer.json()["type"]) == (409, "FingerprintMismatch")
+        assert answer.json()["context"]["differences"] == {"pool.policy.k": [6, 5]}
+    assert api.get("/jobs").json() == {"jobs": []}
+    assert api.post("/evaluate", json={"dataset": "toy", "checkpoints": ["ckpt-1"]}).status_code == 202
 
 
 def evaluation(**fields: Any) -> dict[str, Any]:

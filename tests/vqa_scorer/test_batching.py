@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 
-from leverplus.errors import GenerationFailed, QueueFull, Unavailable
+from leverplus.errors import GenerationFailed, InvalidInput, QueueFull, Unavailable
 from vqa_scorer.batching import BatchWorker
 
 
@@ -87,7 +87,7 @@ def test_a_full_queue_refuses_the_whole_request() -> None:
             assert caught.value.context["retry_after_s"] >= 1
             assert (caught.value.context["size"], caught.value.context["limit"]) == (2, 3)
             assert worker.waiting == 2
-            with pytest.raises(QueueFull, match="send fewer at a time"):
+            with pytest.raises(InvalidInput, match="the queue holds 3: send at most that many at a time"):
                 worker.submit(dict.fromkeys("efgh", 0))
             worker.submit({"a": 0, "b": 0, "first": 0, "c": 0})  # only c needs a place
             assert worker.waiting == 3

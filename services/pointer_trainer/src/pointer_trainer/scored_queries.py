@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from leverplus.client import ScorerClient
-from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
+from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
-from leverplus.scoring import ScoredCandidate, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
+from leverplus.scoring import ScoredCandidate, ScoredQuery, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
 
 STOP_POLL_S = 0.2
 
@@ -88,6 +88,7 @@ class Scorer:
         self._options = ScoreOptions(flavour=flavour)
         self._check = check
         self._traffic = traffic or Traffic()
+        self._largest = self._traffic.pointers_a_request
         self._ended = threading.Event()
         self.fingerprint: Fingerprint | None = None
 
@@ -115,6 +116,23 @@ class Scorer:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _ask(self, batch: Sequence[AskedQuery]) -> ScoreResponse:
+        """The batch's scores; in several requests where it is more than one may hold."""
+        answers: list[ScoreResponse] = []
+        waiting = deque(_cut(batch, self._largest))
+        while waiting:
+            piece = waiting.popleft()
+            try:
+                answers.append(self._ask_once(piece))
+            except InvalidInput as exc:
+                fits = exc.context.get("fits")
+                if not isinstance(fits, int) or not 0 < fits < _size(piece):
+                    raise
+                # The scorer's queue is shorter than was assumed.
+                self._largest = min(self._largest, fits)
+                waiting.extendleft(reversed(_cut(piece, fits)))
+        return _joined(answers)
+
+    def _ask_once(self, batch: Sequence[AskedQuery]) -> ScoreResponse:
         queries = [ScoreQuery(query_id=query.query_id, pointers=[list(pointer) for pointer in query.pointers]) for query in batch]
         request = ScoreRequest(dataset=self._dataset, queries=queries, options=self._options)
         waited_s = 0.0
@@ -159,6 +177,38 @@ def _batches(queries: Iterable[AskedQuery], limit: int) -> Iterator[list[AskedQu
         size += len(query.pointers)
     if batch:
         yield batch
+
+
+def _size(batch: Sequence[AskedQuery]) -> int:
+    return sum(len(query.pointers) for query in batch)
+
+
+def _cut(batch: Sequence[AskedQuery], limit: int) -> list[list[AskedQuery]]:
+    """The batch in pieces of at most `limit` pointers; a query with more than that is cut."""
+    parts = (
+        AskedQuery(query.query_id, query.pointers[start : start + limit])
+        for query in batch
+        for start in range(0, max(1, len(query.pointers)), limit)
+    )
+    return list(_batches(parts, limit))
+
+
+def _joined(answers: Sequence[ScoreResponse]) -> ScoreResponse:
+    """One answer of the pieces', with the candidates of a query that was cut side by side again."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    contract = Fingerprint.from_json(first.fingerprint)
+    results: list[ScoredQuery] = []
+    for answer in answers:
+        contract.require_same(Fingerprint.from_json(answer.fingerprint), subject="the scorer's newest answer")
+        for result in answer.results:
+            if results and results[-1].query_id == result.query_id:
+                results[-1].candidates.extend(result.candidates)
+            else:
+                results.append(result)
+    counts = {name: sum(getattr(answer.stats, name) for answer in answers) for name in ScoreStats.model_fields}
+    return ScoreResponse(fingerprint=first.fingerprint, results=results, stats=ScoreStats(**counts))
 
 
 def _retry_after_s(error: LeverPlusError) -> float:

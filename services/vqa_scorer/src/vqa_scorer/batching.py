@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, Literal, TypeVar
 
-from leverplus.errors import GenerationFailed, LeverPlusError, QueueFull, Unavailable
+from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError, QueueFull, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,10 @@ class BatchWorker(Generic[K, P]):
             raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
 
     def submit(self, prompts: Mapping[K, P]) -> Ticket[K]:
-        """Enqueues all of `prompts` or, with QueueFull, none. Keys that are on their way already take no place."""
+        """Enqueues all of `prompts` or, with QueueFull, none; InvalidInput, saying how many fit, where all will never do.
+
+        Keys that are on their way already take no place.
+        """
         with self._changed:
             self.require_ready()
             new = [key for key in prompts if key not in self._known]
@@ -237,13 +240,16 @@ class BatchWorker(Generic[K, P]):
         for ticket, own in keys.items():
             ticket.deliver(outcome if isinstance(outcome, Exception) else {key: outcome[key] for key in own})
 
-    def _full(self, new: int) -> QueueFull:
-        wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
-        values = {"what": "the scoring queue", "size": len(self._waiting), "limit": self._capacity, "retry_after_s": wait}
+    def _full(self, new: int) -> QueueFull | InvalidInput:
         if new > self._capacity:
-            detail = f"the request has {new} pointers to score, the queue holds {self._capacity}: send fewer at a time"
-            return QueueFull(detail, pending=new, **values)
-        return QueueFull(pending=new, **values)
+            # No waiting makes it fit.
+            detail = (
+                f"the request has {new} pointers to score, the queue holds {self._capacity}: send at most that many at a time"
+            )
+            return InvalidInput(detail, pending=new, fits=self._capacity)
+        wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
+        what = "the scoring queue"
+        return QueueFull(pending=new, what=what, size=len(self._waiting), limit=self._capacity, retry_after_s=wait)
 
 
 def _one_line(exc: Exception) -> str:

@@ -44,8 +44,8 @@ def create_router(service: ScoringService) -> APIRouter:
     async def score(body: ScoreRequest, request: Request) -> ScoreResponse:
         """Scores ordered demonstrations: lets the VLM answer each query behind each pointer and applies the metric.
 
-        429 with Retry-After when the queue cannot hold the request, 504 past the deadline; what was scored until then
-        stays committed, so that the same request goes on from there.
+        429 with Retry-After while the queue cannot hold the request, 422 where it never can, 504 past the deadline; what was
+        scored until then stays committed, so that the same request goes on from there.
         """
         work = asyncio.create_task(service.score(body))
         gone = asyncio.create_task(_client_gone(request))

@@ -82,7 +82,8 @@ class ScoringService:
     async def score(self, request: ScoreRequest) -> ScoreResponse:
         """Every text in the answer is committed before it is returned.
 
-        Raises what `plan_request` and `build_prompts` raise, QueueFull, DeadlineExceeded, GenerationFailed, Unavailable.
+        Raises what `plan_request` and `build_prompts` raise, what `BatchWorker.submit` raises, DeadlineExceeded,
+        GenerationFailed, Unavailable.
         A cancelled call gives its places in the queue back.
         """
         ticket: Ticket[WorkKey] | None = None
