@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import orjson
 
@@ -19,7 +19,7 @@ from leverplus.errors import InvalidDataset, NotFound, shorten
 from leverplus.files import atomic_file, file_sha256, write_json
 from leverplus.ids import ItemId
 
-AnswersSource = Literal["human", "replicated"]
+AnswersSource = Literal["human", "replicated", "simulated"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class Item:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """dataset.json. `answers_source` is `replicated` where one answer stands in for ten annotators."""
+    """dataset.json. `answers_source` is `replicated` where one answer stands in for ten annotators, `simulated` where all are
+    drawn by a generator."""
 
     name: str
     version: str
@@ -186,8 +187,9 @@ def _read_info(path: Path) -> DatasetInfo:
     if not isinstance(splits, dict) or not all(type(count) is int for count in cast("dict[str, Any]", splits).values()):
         reason = f"splits is {shorten(repr(splits))}, expected an object that gives each split its number of items"
         raise InvalidDataset(path=path, reason=reason)
-    if info.answers_source not in ("human", "replicated"):
-        raise InvalidDataset(path=path, reason=f"answers_source is {info.answers_source!r}, expected 'human' or 'replicated'")
+    if info.answers_source not in get_args(AnswersSource):
+        known = " or ".join(repr(source) for source in get_args(AnswersSource))
+        raise InvalidDataset(path=path, reason=f"answers_source is {info.answers_source!r}, expected {known}")
     return info
 
 
