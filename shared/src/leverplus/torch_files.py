@@ -12,8 +12,8 @@ import torch
 
 # A NumPy number among the metrics of a training run: its constructor takes a dtype and bytes, and runs nothing else.
 _NUMBER = np.float64(0).__reduce__()[0]
-_NUMBERS = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
-_NUMBERS = (*_NUMBERS, np.float16, np.float32, np.float64)
+_INTEGERS = (np.bool_, np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64)
+_NUMBERS = (*_INTEGERS, np.float16, np.float32, np.float64)
 _SAFE: list[Any] = [
     # NumPy 2 writes the second name, NumPy 1 the first.
     (_NUMBER, "numpy.core.multiarray.scalar"),
