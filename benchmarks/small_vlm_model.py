@@ -18,8 +18,10 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 
-def small_config(tokenizer: Any) -> Qwen2_5_VLConfig:
-    """About 6 million parameters: 6 text layers of width 256, 4 vision layers of width 128."""
+def small_config(
+    tokenizer: Any, *, layers: int = 6, intermediate: int = 768, key_value_heads: int = 4, vision_layers: int = 4
+) -> Qwen2_5_VLConfig:
+    """About 6 million parameters: text layers of width 256, vision layers of width 128."""
     ids = {
         name: tokenizer.convert_tokens_to_ids(token)
         for name, token in {
@@ -32,10 +34,10 @@ def small_config(tokenizer: Any) -> Qwen2_5_VLConfig:
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 6,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
         "num_attention_heads": 8,
-        "num_key_value_heads": 4,
+        "num_key_value_heads": key_value_heads,
         "max_position_embeddings": 4096,
         "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
         "bos_token_id": None,
@@ -44,7 +46,7 @@ def small_config(tokenizer: Any) -> Qwen2_5_VLConfig:
         "tie_word_embeddings": True,
     }
     vision = {
-        "depth": 4,
+        "depth": vision_layers,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_heads": 4,
@@ -53,7 +55,7 @@ def small_config(tokenizer: Any) -> Qwen2_5_VLConfig:
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "window_size": 112,
-        "fullatt_block_indexes": [0, 1, 2, 3],
+        "fullatt_block_indexes": list(range(vision_layers)),
     }
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
 
