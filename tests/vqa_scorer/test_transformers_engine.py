@@ -20,7 +20,7 @@ from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures, rope_positions
 from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
 
-SMALL_VLM = Path(__file__).parents[2] / "assets" / "small-vlm"
+DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def test_beams_end_where_stock_generates_do(
     assert ours == [stock_answer(random_vlm, prompt, **wanted) for prompt in prompts]
 
 
-def test_the_small_vlm_answers_as_stock_generate(prompts: list[ScoringPrompt]) -> None:
-    assert loaded(SMALL_VLM, batch_size=2).generate(prompts) == [stock_answer(SMALL_VLM, prompt) for prompt in prompts]
+def test_the_default_vlm_answers_as_stock_generate(prompts: list[ScoringPrompt]) -> None:
+    assert loaded(DEFAULT_VLM, batch_size=2).generate(prompts) == [stock_answer(DEFAULT_VLM, prompt) for prompt in prompts]
 
 
 def test_positions_are_those_of_get_rope_index(random_vlm: Path) -> None:
