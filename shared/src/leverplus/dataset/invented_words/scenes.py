@@ -41,7 +41,7 @@ _DIRECTIONS = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 1), (1, -2))
 _TURNS = ((1, 0), (4, 1), (2, 1), (4, 3), (1, 1), (4, -1), (2, -1), (4, -3))
 
 _ROWS, _COLUMNS = (axis.astype(np.float64) for axis in np.mgrid[0:SIDE, 0:SIDE])
-TINT = 24.0
+TINT = 8.0
 _EDGE = np.minimum(np.minimum(_ROWS, SIDE - 1 - _ROWS), np.minimum(_COLUMNS, SIDE - 1 - _COLUMNS))
 _PIXEL_IDS = np.arange(SIDE * SIDE, dtype=np.int64)
 
@@ -66,7 +66,7 @@ class Scene:
 def draw_scene(colour: str, shape: str, frame: Frame, seed: int) -> Scene:
     """A scene that shows these; all else follows from the seed."""
     random = Random(derive_seed("scene", seed))
-    radius = 7.5 + 4.5 * random.random()
+    radius = 9.0 + 4.0 * random.random()
     margin = FRAME_WIDTH + radius
     room = SIDE - 1 - 2 * margin
     return Scene(
