@@ -3,17 +3,14 @@
     python benchmarks/evaluate_in_context_vlm.py --out benchmarks/results/in_context_vlm.json
 
 Queries are the val split of the dataset `invented-words` (seed 0, generated if the folder is not there), demonstrations come from
-its train split and are chosen by what is known of them: exactly one bears on the query, none does, two complete each other.
-An answer
-counts when the extracted text equals the item's. easy-vqa is asked without demonstrations on its test questions.
+its train split and are chosen by what is known of them: exactly one bears on the query, none does, two complete each other. An
+answer counts when the extracted text equals the item's. easy-vqa is asked without demonstrations on its test questions.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +21,8 @@ from typing import Any
 
 import torch
 import transformers
-from evaluate_small_vlm import checked_out_commit
-from small_vlm_data import read_split
+from in_context_vlm.easy_questions import read_split
+from provenance import ROOT, commit, machine
 
 from leverplus.dataset import Dataset
 from leverplus.dataset.invented_words import Structure, generate, read_structures, suffices, sufficient_pointer
@@ -170,8 +167,9 @@ def _shot(dataset: Dataset, item_id: int, *, answered: bool) -> Shot:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=Path("assets/in-context-vlm"))
-    parser.add_argument("--dataset", type=Path, default=Path(".leverplus/datasets/invented-words"), help="folder of the dataset")
+    parser.add_argument("--model", type=Path, default=ROOT / "assets" / "in-context-vlm")
+    dataset_folder = ROOT / ".leverplus" / "datasets" / "invented-words"
+    parser.add_argument("--dataset", type=Path, default=dataset_folder, help="folder of the dataset")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--limit", type=int, default=400, help="queries a gate")
     parser.add_argument("--easy-limit", type=int, default=2000, help="easy-vqa questions")
@@ -194,13 +192,12 @@ def main() -> None:
         print(json.dumps(results[-1]), flush=True)
     report = {
         "command": "python " + " ".join(sys.argv),
-        "commit": checked_out_commit(),
+        "commit": commit(),
         "dataset": dataset.fingerprint(),
         "generation": engine.generation_fingerprint(),
         "machine": {
-            "cpus": os.cpu_count(),
+            **machine(),
             "threads": arguments.threads,
-            "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },

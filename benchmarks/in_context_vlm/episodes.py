@@ -1,4 +1,4 @@
-"""Training episodes of the in-context VLM: languages, words and operations are drawn anew for every prompt.
+"""Training episodes: languages, words and operations are drawn anew for every prompt.
 
 So what a word or a frame means can only be read off the demonstrations. Some of the demonstrations bear on the query, others are
 its likes: the same language and question with another value, or the same value in another language or under another question.
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from in_context_pieces import ALWAYS, ASKED, EASY, FIRST_WORD, RESULT, SECOND_WORD, Pieces, one_token
 from torch import Tensor
 
+from in_context_vlm.pieces import ALWAYS, ASKED, EASY, FIRST_WORD, RESULT, SECOND_WORD, Pieces
+from in_context_vlm.tokenizer import one_token
 from leverplus.dataset.invented_words.families import OPERANDS, OPERATIONS, apply
 from leverplus.dataset.invented_words.scenes import FRAMES
 from leverplus.dataset.invented_words.words import COLOURS, ENGLISH, LANGUAGE_NAMES, SHAPES, WORDS
@@ -90,14 +91,27 @@ class EpisodeSource:
 
     def draw(self, count: int, shots: int, mix: Mix) -> Episodes:
         """`count` episodes with so many demonstrations."""
+        items = self.draw_items(count, shots, mix)
+        operation_of_frame = self._below(len(OPERATIONS), count, len(FRAMES))
+        return self.assemble(items, self.draw_languages(count), operation_of_frame)
+
+    def draw_items(self, count: int, shots: int, mix: Mix) -> Items:
+        """What `count` episodes show and ask."""
         items = self.random_items(count, shots, mix)
         if shots:
             self._shape_demonstrations(items, shots, mix)
-        operation_of_frame = self._below(len(OPERATIONS), count, len(FRAMES))
-        return self.assemble(items, self._languages(count), operation_of_frame)
+        return items
+
+    def draw_languages(self, count: int) -> tuple[Tensor, Tensor]:
+        """Names [count, 4] and words [count, 4, 4 columns, 5] as tokens, English last."""
+        names = self.names[self._uniform(count, len(self.names)).argsort(1)[:, :FOREIGN_LANGUAGES]]
+        needed = FOREIGN_LANGUAGES * 4 * _VALUES
+        words = self.words[self._uniform(count, len(self.words)).argsort(1)[:, :needed]].reshape(count, -1, 4, _VALUES)
+        english = self.english_words.expand(count, 1, 4, _VALUES)
+        return torch.cat([names, self.english.expand(count, 1)], 1), torch.cat([words, english], 1)
 
     def assemble(self, items: Items, languages: tuple[Tensor, Tensor], operation_of_frame: Tensor) -> Episodes:
-        """languages: names [B, 4] and words [B, 4, 4 columns, 5] as tokens, English last; operation_of_frame [B, 3]."""
+        """languages as `draw_languages` gives them; operation_of_frame [B, 3]: numbers of OPERATIONS."""
         count, number = items.language.shape
         names, words = languages
         row = torch.arange(count, device=self.device)[:, None]
@@ -210,13 +224,6 @@ class EpisodeSource:
         ):
             rows = chosen.nonzero().flatten()
             items.put(rows, order[rows, place], **{name: query[name][rows] for name in names})
-
-    def _languages(self, count: int) -> tuple[Tensor, Tensor]:
-        names = self.names[self._uniform(count, len(self.names)).argsort(1)[:, :FOREIGN_LANGUAGES]]
-        needed = FOREIGN_LANGUAGES * 4 * _VALUES
-        words = self.words[self._uniform(count, len(self.words)).argsort(1)[:, :needed]].reshape(count, -1, 4, _VALUES)
-        english = self.english_words.expand(count, 1, 4, _VALUES)
-        return torch.cat([names, self.english.expand(count, 1)], 1), torch.cat([words, english], 1)
 
     def _below(self, bound: int, *shape: int) -> Tensor:
         return torch.randint(0, bound, shape, device=self.device, generator=self.generator)

@@ -1,7 +1,8 @@
-"""The in-context VLM's forward pass and optimizer for training: transformers' modules, run layer by layer as pure functions.
+"""The forward pass for training: transformers' modules on batches of equal pictures, run layer by layer as pure functions.
 
-Each kind of layer is compiled once and serves all layers of its kind. `assert_same_as_stock` of small_vlm_model compares the
-whole with transformers' own pass.
+One attention serves all pictures where the stock code calls it once a picture, and positions are worked out for a whole batch at
+once. Each kind of layer is compiled once and serves all layers of its kind. `assert_same_as_stock` compares the whole with
+transformers' own pass.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from small_vlm_data import PATCHES_PER_IMAGE
-from small_vlm_model import FastForward
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
+
+from in_context_vlm import PATCHES_PER_IMAGE, TOKENS_PER_IMAGE
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -78,36 +79,56 @@ def vision_weights(block: Any) -> tuple[Tensor, ...]:
     return (block.norm1.weight, *qkv, *out, block.norm2.weight, *gate, *up, *down)
 
 
-class LayerwiseForward(FastForward):
-    """As FastForward, and hidden states instead of logits where those of few tokens are wanted."""
+class LayerwiseForward:
+    """Logits or hidden states of a batch whose prompts hold the same number of 56×56 pictures."""
 
     def __init__(self, model: Any, *, compiled: bool = False) -> None:
-        super().__init__(model)
+        self.model: Any = model  # torch types every submodule as Tensor or Module
+        self.image_token = int(model.config.image_token_id)
+        self.rotary = self._rotary_of_one_image()
         self.text_layer: Callable[..., Tensor] = torch.compile(text_layer, dynamic=True) if compiled else text_layer
         self.vision_layer: Callable[..., Tensor] = torch.compile(vision_layer, dynamic=True) if compiled else vision_layer
         self.sections = list(model.config.text_config.rope_parameters["mrope_section"])
 
     def __call__(self, ids: Tensor, patches: Tensor) -> Tensor:
-        return self.model.lm_head(self.hidden(ids, self.see(patches))[0])
+        """ids [B, L] padded right, patches [B·images·16, 1176] → logits [B, L, V]."""
+        return self.model.lm_head(self.hidden(ids, self.see(patches)))
 
     def see(self, patches: Tensor) -> Tensor:
         """Patches [images·16, 1176] → what the text layers are shown of the pictures [images·4, d]."""
-        return self._encode(patches)
+        vision = self.model.model.visual
+        cos, sin = self.rotary
+        # the patch convolution covers each patch once, which is a matrix product
+        kernel = vision.patch_embed.proj.weight.flatten(1)
+        hidden = linear(patches, kernel).float().view(-1, PATCHES_PER_IMAGE, len(kernel))
+        for block in vision.blocks:
+            hidden = self.vision_layer(hidden, cos.float(), sin.float(), block.attn.num_heads, vision_weights(block))
+        merger = vision.merger
+        normed = rms_norm(hidden, merger.ln_q.weight, 1e-6).reshape(-1, merger.hidden_size)
+        first, last = merger.mlp[0], merger.mlp[2]
+        return linear(gelu(linear(normed, first.weight, first.bias)), last.weight, last.bias)
 
-    def hidden(self, ids: Tensor, pictures: Tensor, tap: int = 0) -> tuple[Tensor, Tensor]:
-        """ids [B, L] padded right, pictures as `see` gives them → hidden states [B, L, d]: last, and after `tap` layers."""
+    def hidden(self, ids: Tensor, pictures: Tensor) -> Tensor:
+        """ids [B, L] padded right, pictures as `see` gives them → the last hidden states [B, L, d]."""
         language = self.model.model.language_model
         hidden = language.embed_tokens(ids)
-        pictures = pictures.to(hidden.dtype)
         at_image = (ids == self.image_token)[..., None].expand_as(hidden)
-        hidden = hidden.masked_scatter(at_image, pictures)
+        hidden = hidden.masked_scatter(at_image, pictures.to(hidden.dtype))
         cos, sin = self._text_rotary(ids)
         heads = self.model.config.text_config.num_attention_heads
-        tapped = hidden
-        for number, layer in enumerate(language.layers, 1):
+        # padding lies right of every answer, so the causal mask alone hides it
+        for layer in language.layers:
             hidden = self.text_layer(hidden, cos, sin, heads, text_weights(layer))
-            tapped = hidden if number == tap else tapped
-        return rms_norm(hidden, language.norm.weight, 1e-5), tapped
+        return rms_norm(hidden, language.norm.weight, 1e-5)
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """M-RoPE positions [3, B, L]: a text token advances all axes by 1; a picture's 2×2 tokens span two of them."""
+        image = ids == self.image_token
+        index = (image.cumsum(1) - 1) % TOKENS_PER_IMAGE
+        advance = torch.where(image, torch.where(index == TOKENS_PER_IMAGE - 1, 2, 0), 1)
+        base = advance.cumsum(1) - advance
+        row, column = torch.where(image, index // 2, 0), torch.where(image, index % 2, 0)
+        return torch.stack([base, base + row, base + column])
 
     def _text_rotary(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B, 1, L, head] with each section of frequencies on its own axis."""
@@ -117,45 +138,43 @@ class LayerwiseForward(FastForward):
         whole = torch.cat([half, half], -1)[:, None]
         return whole.cos(), whole.sin()
 
-    def _encode(self, patches: Tensor) -> Tensor:
+    def _rotary_of_one_image(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [16, head_dim] that the stock vision tower gives the patches of one 56×56 picture."""
         vision = self.model.model.visual
-        cos, sin = self.rotary
-        hidden = linear(patches, vision.patch_embed.proj.weight.flatten(1)).float().view(-1, PATCHES_PER_IMAGE, 128)
-        for block in vision.blocks:
-            hidden = self.vision_layer(hidden, cos.float(), sin.float(), block.attn.num_heads, vision_weights(block))
-        merger = vision.merger
-        normed = rms_norm(hidden, merger.ln_q.weight, 1e-6).reshape(-1, merger.hidden_size)
-        first, last = merger.mlp[0], merger.mlp[2]
-        return linear(gelu(linear(normed, first.weight, first.bias)), last.weight, last.bias)
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def keep(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            seen.append(kwargs["position_embeddings"])
+
+        hook = vision.blocks[0].register_forward_pre_hook(keep, with_kwargs=True)
+        with torch.no_grad():
+            vision(torch.zeros(PATCHES_PER_IMAGE, 1176, device=vision.device), grid_thw=one_grid(1, vision.device))
+        hook.remove()
+        return seen[0]
 
 
-class Muon:
-    """Momentum made orthogonal (Jordan et al. 2024), for matrices; those of one shape take their step together."""
-
-    def __init__(self, matrices: list[Tensor], momentum: float = 0.95) -> None:
-        self.momentum = momentum
-        shapes = sorted({tuple(matrix.shape) for matrix in matrices})
-        self.groups = [[matrix for matrix in matrices if tuple(matrix.shape) == shape] for shape in shapes]
-        self.velocity = [torch.zeros(len(group), *group[0].shape, device=group[0].device) for group in self.groups]
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """`rate` is the step's spectral norm on a square or wide matrix."""
-        for group, velocity in zip(self.groups, self.velocity, strict=True):
-            gradient = torch.stack([matrix.grad for matrix in group if matrix.grad is not None])
-            velocity.lerp_(gradient, 1 - self.momentum)
-            update = orthogonal(gradient.lerp(velocity, self.momentum))
-            scale = rate * max(1.0, group[0].shape[0] / group[0].shape[1]) ** 0.5
-            torch._foreach_add_(group, list(update.float().unbind(0)), alpha=-scale)
+def one_grid(images: int, device: torch.device | str) -> Tensor:
+    """image_grid_thw [images, 3] of 56×56 pictures."""
+    return torch.tensor([[1, 4, 4]], device=device).expand(images, 3)
 
 
-def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
-    """The nearest (semi-)orthogonal matrices [N, r, c], roughly: a quintic Newton-Schulz iteration in bf16."""
-    x = matrices.bfloat16()
-    if tall := x.shape[1] > x.shape[2]:
-        x = x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if tall else x
+@torch.no_grad()
+def assert_same_as_stock(forward: LayerwiseForward, ids: Tensor, patches: Tensor) -> float:
+    """Largest difference of float32 logits between the two passes; raises where positions or logits disagree."""
+    model = forward.model
+    was_training = model.training
+    model.eval()
+    image = (ids == forward.image_token).long()
+    grid = one_grid(len(patches) // PATCHES_PER_IMAGE, ids.device)
+    everything = torch.ones_like(ids)
+    expected, _ = model.model.get_rope_index(ids, mm_token_type_ids=image, image_grid_thw=grid, attention_mask=everything)
+    if not torch.equal(expected.to(ids.device), forward.positions(ids)):
+        raise AssertionError("the batched M-RoPE positions differ from get_rope_index")
+    stock = model(
+        input_ids=ids, attention_mask=everything, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=image
+    ).logits
+    difference = float((stock - forward(ids, patches)).abs().max())
+    if difference > 1e-3:
+        raise AssertionError(f"the layerwise forward pass differs from the stock one by {difference}")
+    model.train(was_training)
+    return difference

@@ -1,4 +1,4 @@
-"""Pictures for the in-context VLM's training, kept as bytes on the device: rendered scenes by what they show, and easy-vqa's."""
+"""Pictures to train on, kept as bytes on the device: rendered scenes by what they show, and easy-vqa's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from in_context_episodes import EASY_QUESTION, Items
-from small_vlm_data import IGNORED, IMAGE_SIDE, Split, load_pixels, to_patches
 from torch import Tensor
-from train_small_vlm import shape_boxes
 
+from in_context_vlm import IGNORED, IMAGE_SIDE
+from in_context_vlm.easy_questions import EasyQuestions
+from in_context_vlm.episodes import EASY_QUESTION, Items
+from in_context_vlm.patches import channel_statistics, load_pixels, to_bytes, to_patches
 from leverplus.dataset.invented_words.scenes import FRAMES, draw_scene, render
 from leverplus.dataset.invented_words.words import COLOURS, SHAPES
 from leverplus.random_order import derive_seed
@@ -59,8 +60,14 @@ class Pictures:
 
     def patches(self, items: Items, *, augment: bool) -> Tensor:
         """Patches [B·N·16, 1176] of the items' pictures, as the image processor hands them to the model."""
-        values = (items.colour, items.shape, items.frame, items.easy, items.asked == EASY_QUESTION)
-        return self._patches(*(value.flatten() for value in values), augment=augment)
+        cell = ((items.colour * len(SHAPES) + items.shape) * len(FRAMES) + items.frame).flatten()
+        number = torch.randint(0, self.per_cell, cell.shape, device=cell.device, generator=self.generator)
+        is_easy = (items.asked == EASY_QUESTION).flatten()
+        of_easy = self.easy_image[items.easy.flatten()]
+        pixels = self.pixels[torch.where(is_easy, len(CELLS) * self.per_cell + of_easy, cell * self.per_cell + number)]
+        if augment:
+            pixels = self._augmented(pixels, self.easy_box[of_easy], is_easy)
+        return to_patches((pixels.float() * (1 / 255) - self.mean) / self.deviation)
 
     def names(self, items: Items) -> Tensor:
         """What the pictures show [B·N, 5]: colour, shape, frame, easy-vqa's colour and shape; -100 where it is not told."""
@@ -68,16 +75,6 @@ class Pictures:
         own = torch.stack([items.colour.flatten(), items.shape.flatten(), items.frame.flatten()], 1)
         of_easy = self.easy_names[self.easy_image[items.easy.flatten()]]
         return torch.cat([torch.where(is_easy, IGNORED, own), torch.where(is_easy, of_easy, IGNORED)], 1)
-
-    def _patches(self, colour: Tensor, shape: Tensor, frame: Tensor, easy: Tensor, is_easy: Tensor, *, augment: bool) -> Tensor:
-        device = self.pixels.device
-        cell = (colour * len(SHAPES) + shape) * len(FRAMES) + frame
-        own = cell * self.per_cell + torch.randint(0, self.per_cell, cell.shape, device=device, generator=self.generator)
-        of_easy = self.easy_image[easy]
-        pixels = self.pixels[torch.where(is_easy, len(CELLS) * self.per_cell + of_easy, own)]
-        if augment:
-            pixels = self._augmented(pixels, self.easy_box[of_easy], is_easy)
-        return to_patches((pixels.float() * (1 / 255) - self.mean) / self.deviation)
 
     def _augmented(self, pixels: Tensor, box: Tensor, is_easy: Tensor) -> Tensor:
         """Half of the pictures mirrored: what is asked about looks the same in a mirror, up to a turn that is drawn anyway."""
@@ -93,27 +90,19 @@ class Pictures:
         return pixels[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-def easy_pixels(image_processor: Any, easy: Split) -> tuple[Tensor, Tensor]:
+def easy_pixels(image_processor: Any, easy: EasyQuestions) -> tuple[Tensor, Tensor]:
     """easy-vqa's pictures as the processor resizes them [N, 3, 56, 56] uint8, and the boxes of their shapes [N, 4]."""
     normalised = load_pixels(image_processor, easy.image_paths)
-    mean, deviation = channel_statistics(image_processor)
-    return ((normalised * deviation + mean) * 255).round().to(torch.uint8), shape_boxes(normalised)
+    return to_bytes(normalised, *channel_statistics(image_processor)), shape_boxes(normalised)
 
 
-def easy_names(easy: Split) -> Tensor:
-    """Colour and shape [pictures, 2] of easy-vqa's pictures as its questions tell them: numbers, -100 where none does."""
-    shapes = ("circle", "rectangle", "triangle")
-    colours = sorted(set(easy.answers) - {"yes", "no", *shapes})
-    names = torch.full((len(easy.image_paths), 2), IGNORED)
-    for answer, image in zip(easy.answers, easy.image_ids, strict=True):
-        if answer in shapes:
-            names[image, 1] = shapes.index(answer)
-        elif answer in colours:
-            names[image, 0] = colours.index(answer)
-    return names
-
-
-def channel_statistics(image_processor: Any) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3, 1, 1] that the processor normalises with."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (image_processor.image_mean, image_processor.image_std))
-    return mean, deviation
+def shape_boxes(normalised: Tensor) -> Tensor:
+    """First row, last row, first and last column [N, 4] that differ from the flat ground, which is a picture's median."""
+    ground = normalised.flatten(2).median(2).values[..., None, None]
+    differs = ((normalised - ground).abs() > 0.05).any(1)  # [N, 56, 56]
+    edges: list[Tensor] = []
+    for touched in (differs.any(2), differs.any(1)):
+        first = touched.float().argmax(1)
+        last = IMAGE_SIDE - 1 - touched.flip(1).float().argmax(1)
+        edges += [first, last]
+    return torch.stack(edges, 1)

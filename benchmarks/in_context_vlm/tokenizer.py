@@ -1,9 +1,8 @@
-"""A small byte-level BPE tokenizer that speaks Qwen2.5-VL's protocol: its pre-tokenizer, special tokens and chat layout."""
+"""A byte-level BPE tokenizer of few words that speaks Qwen2.5-VL's protocol: its pre-tokenizer, special tokens, chat layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -12,6 +11,11 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from tokenizers.trainers import BpeTrainer
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+from in_context_vlm.easy_questions import EasyQuestions
+from leverplus.dataset.invented_words.families import QUESTIONS
+from leverplus.dataset.invented_words.words import COLOURS, ENGLISH, LANGUAGE_NAMES, SHAPES, WORDS
+from leverplus.prompts import SHORT_ANSWER
 
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"
@@ -33,13 +37,36 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(texts: Iterable[str], vocabulary_size: int = 1024) -> Qwen2Tokenizer:
-    """Tokenizer whose merges make every word of `texts` one token while the vocabulary lasts; any other text falls to bytes."""
+VOCABULARY_SIZE = 2048
+"""More than the words need: every one of them gets its token."""
+
+
+def build_tokenizer(easy: EasyQuestions) -> Qwen2Tokenizer:
+    """A tokenizer in which every word of a prompt is one token, the invented ones included, with their leading space.
+
+    Any other text falls to bytes.
+    """
+    turns = ["system\n", "user\n", "assistant\n", SHORT_ANSWER.system]
+    own = [text.format(language=name, first=8, second=3) for text in QUESTIONS.values() for name in (*LANGUAGE_NAMES, ENGLISH)]
+    answers = [*WORDS, *COLOURS, *SHAPES, *easy.answers]
+    solved = [SHORT_ANSWER.answered.format(question=question, answer="") for question in (*own, *easy.questions)]
+    return _trained([*turns, *solved, *(f" {answer}" for answer in answers)])
+
+
+def one_token(tokenizer: Any, text: str) -> int:
+    """The token of a text that is one."""
+    ids = tokenizer(text)["input_ids"]
+    if len(ids) != 1:
+        raise AssertionError(f"{text!r} is {len(ids)} tokens, expected one")
+    return int(ids[0])
+
+
+def _trained(texts: list[str]) -> Qwen2Tokenizer:
     trained = Tokenizer(BPE())
     words = Split(Regex(PRETOKENIZE_REGEX), "isolated")
     trained.pre_tokenizer = Sequence([words, ByteLevel(add_prefix_space=False, use_regex=False)])
     trainer = BpeTrainer(
-        vocab_size=vocabulary_size - len(SPECIAL_TOKENS),
+        vocab_size=VOCABULARY_SIZE - len(SPECIAL_TOKENS),
         min_frequency=1,
         initial_alphabet=sorted(ByteLevel.alphabet()),
         show_progress=False,

@@ -1,9 +1,9 @@
-"""Prompts of the in-context VLM's training as gathers on the device: pieces with gaps, and the words that fill them.
+"""Prompts to train on as gathers on the device: pieces with gaps, and the words that fill them.
 
-As in small_vlm_data a prompt is cut where an image begins, and each piece is tokenized once. A question about invented words is
+A prompt is cut where an image begins. Special tokens end every cut, so tokenizing the pieces and joining them gives exactly the
+tokens of the whole prompt; a piece is tokenized once, and a batch is a few gathers. A question about invented words is
 tokenized with stand-ins, and their places are kept as gaps: language, first word, second word, two operands, result.
-Answers carry
-a leading space also where the model is to give them, so that an answer is the same token in a demonstration and in the reply.
+Answers carry a leading space also where the model is to give them: an answer is the same token in a demonstration and the reply.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_tokenizer import IMAGE_PAD, TURN_END, VISION_START, build_tokenizer
-from small_vlm_data import IGNORED, TOKENS_PER_IMAGE, Split, prompt_text
 from torch import Tensor
 
+from in_context_vlm import IGNORED, TOKENS_PER_IMAGE
+from in_context_vlm.easy_questions import EasyQuestions
+from in_context_vlm.tokenizer import IMAGE_PAD, TURN_END, VISION_START
 from leverplus.dataset.invented_words.families import ASKED_COLUMNS, QUESTIONS, Asked
-from leverplus.dataset.invented_words.words import COLOURS, ENGLISH, LANGUAGE_NAMES, SHAPES, WORDS
+from leverplus.dataset.invented_words.words import LANGUAGE_NAMES, WORDS
 from leverplus.prompts import SHORT_ANSWER, Shot
 
 ASKED: tuple[Asked, ...] = ("colour", "shape", "pair", "operation")
@@ -36,23 +37,6 @@ _STAND_INS = {
     "result": "5",
 }
 _LABEL_OF_GAP = {"first word": FIRST_WORD, "second word": SECOND_WORD, "result": RESULT}
-
-
-def build_in_context_tokenizer(easy: Split) -> Any:
-    """A tokenizer in which every word of a prompt is one token, the invented ones included, with their leading space."""
-    turns = ["system\n", "user\n", "assistant\n", SHORT_ANSWER.system]
-    own = [text.format(language=name, first=8, second=3) for text in QUESTIONS.values() for name in (*LANGUAGE_NAMES, ENGLISH)]
-    answers = [*WORDS, *COLOURS, *SHAPES, *easy.answers]
-    solved = [SHORT_ANSWER.answered.format(question=question, answer="") for question in (*own, *easy.questions)]
-    return build_tokenizer([*turns, *solved, *(f" {answer}" for answer in answers)], vocabulary_size=2048)
-
-
-def one_token(tokenizer: Any, text: str) -> int:
-    """The token of a text that is one."""
-    ids = tokenizer(text)["input_ids"]
-    if len(ids) != 1:
-        raise AssertionError(f"{text!r} is {len(ids)} tokens, expected one")
-    return int(ids[0])
 
 
 @dataclass(frozen=True)
@@ -97,7 +81,13 @@ class Pieces:
         return placed[0], placed[1], placed[2]
 
 
-def build_pieces(tokenizer: Any, easy: Split, device: torch.device) -> Pieces:
+def prompt_text(template_owner: Any, demonstrations: list[Shot], query: Shot) -> str:
+    """The prompt as the scorer writes it; `template_owner` is a processor or a tokenizer."""
+    messages = SHORT_ANSWER.messages(demonstrations, query)
+    return template_owner.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def build_pieces(tokenizer: Any, easy: EasyQuestions, device: torch.device) -> Pieces:
     """Tokenize every piece that a prompt can be made of."""
     head: list[_Piece] = []
     demonstrations: list[_Piece] = []
@@ -138,17 +128,6 @@ def select_labels(ids: Tensor, labels: Tensor, owner: Tensor, known: Tensor, cou
     place = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
     targets = torch.where(wanted.gather(1, place), ids.gather(1, place), IGNORED)
     return place - 1, targets
-
-
-def word_places(labels: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the model is about to give a word or a result [B, count], the meaning of that label, and whose it is.
-
-    The meaning is 0 where a prompt has fewer such places; whether the answer can be known is not asked.
-    """
-    wanted = (labels == FIRST_WORD) | (labels == SECOND_WORD) | (labels == RESULT)
-    place = wanted.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
-    meaning = torch.where(wanted.gather(1, place), labels.gather(1, place), 0)
-    return (place - 1).clamp(min=0), meaning, owner.gather(1, place).clamp(min=0)
 
 
 @dataclass(frozen=True)
