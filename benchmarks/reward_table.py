@@ -96,9 +96,11 @@ class Work:
 
     def codes(self, rows: Ids, packed: Ids, scorer: SharedPrefixScorer) -> Codes:
         """Codes [n] of packed answers [n] to the queries `rows` [n]; each different one is judged once."""
-        pairs, places = np.unique(np.stack([rows, packed], axis=1), axis=0, return_inverse=True)
-        judged = [self.code(row, scorer.text(one)) for row, one in pairs.tolist()]
-        return np.asarray(judged, dtype=np.uint8)[places.reshape(-1)]
+        written, which = np.unique(packed, return_inverse=True)
+        texts = [scorer.text(one) for one in written.tolist()]
+        pairs, places = np.unique(rows * len(texts) + which, return_inverse=True)
+        judged = [self.code(pair // len(texts), texts[pair % len(texts)]) for pair in pairs.tolist()]
+        return np.asarray(judged, dtype=np.uint8)[places]
 
 
 def chunks(work: Work, scorer: SharedPrefixScorer, size: int) -> Iterator[list[int]]:
