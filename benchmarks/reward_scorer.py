@@ -113,10 +113,10 @@ class SharedPrefixScorer:
         demonstration = np.array([number[one] for one in (*self.demonstrations.layouts, _NO_LAYOUT)])  # NONE is the last
         query = np.array([number[one] for one in self.queries.layouts])
         codes = np.stack([demonstration[pointers[:, 0]], demonstration[pointers[:, 1]], query[pointers[:, 2]]])
-        code = np.ravel_multi_index(tuple(codes), (len(kinds),) * 3)
+        code = np.asarray(np.ravel_multi_index(tuple(codes), (len(kinds),) * 3))
         order = np.argsort(code, kind="stable")
         found, begins = np.unique(code[order], return_index=True)
-        unpacked = np.stack(np.unravel_index(found, (len(kinds),) * 3), axis=1)
+        unpacked = np.asarray(np.unravel_index(found, (len(kinds),) * 3)).T
         keys = [(kinds[a], kinds[b], kinds[q]) for a, b, q in unpacked.tolist()]
         return dict(zip(keys, np.split(order, begins[1:]), strict=True))
 

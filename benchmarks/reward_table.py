@@ -130,8 +130,8 @@ def compare(work: Work, scorer: SharedPrefixScorer, sample: Ids, expected: list[
     return {"pointers": len(sample), "texts_differing": differing, "rewards_differing": rewards}
 
 
-def score_all(work: Work, scorer: SharedPrefixScorer, progress: Path, arguments: argparse.Namespace) -> tuple[Codes, float]:
-    """Codes [Q, N] and the seconds that this run spent on them; chunks that lie in `progress` are read instead."""
+def score_all(work: Work, scorer: SharedPrefixScorer, progress: Path, arguments: argparse.Namespace) -> tuple[Codes, float, int]:
+    """Codes [Q, N], the seconds that this run took, and how many it scored; chunks that lie in `progress` are read instead."""
     count = len(all_pointers(work.pools.shape[1]))
     codes = np.zeros((len(work.queries), count), dtype=np.uint8)
     began, done, made = time.perf_counter(), 0, 0
@@ -150,7 +150,7 @@ def score_all(work: Work, scorer: SharedPrefixScorer, progress: Path, arguments:
         seconds = time.perf_counter() - began
         if number % 8 == 0 or done == len(work.queries):
             print(f"{done} of {len(work.queries)} queries, {made * count / seconds:.0f} pointers/s", flush=True)
-    return codes, time.perf_counter() - began
+    return codes, time.perf_counter() - began, made * count
 
 
 def pixels_digest(dataset: Dataset) -> str:
@@ -211,13 +211,17 @@ def main() -> None:
     began = time.perf_counter()
     scorer, rate = scorer_of(arguments.precision)
     print(f"ready after {time.perf_counter() - began:.0f} s", flush=True)
+    agreement: dict[str, Any] = {}
     drawn = np.random.default_rng(0).integers(0, [len(work.queries), len(all_pointers(policy.k))], (arguments.check, 2))
     sample = np.concatenate([np.empty((0, 3), np.int64), *(work.pointers([row])[[column]] for row, column in drawn.tolist())])
     expected = engine.generate([work.prompt(pointer) for pointer in sample.tolist()])
-    agreement = {arguments.precision: compare(work, scorer, sample, expected, arguments.batch_tokens)}
-    print(f"against the scorer's engine: {agreement}", flush=True)
-    if arguments.compare:
-        for precision in (one for one in PRECISIONS if one != arguments.precision):
+    if arguments.check:
+        agreement[arguments.precision] = compare(work, scorer, sample, expected, arguments.batch_tokens)
+        print(f"against the scorer's engine: {agreement}", flush=True)
+    if arguments.compare and arguments.check:
+        for precision in PRECISIONS:
+            if precision == arguments.precision:
+                continue
             other, _ = scorer_of(precision)
             agreement[precision] = compare(work, other, sample, expected, arguments.batch_tokens)
             print(f"against the scorer's engine: {precision} {agreement[precision]}", flush=True)
@@ -232,7 +236,7 @@ def main() -> None:
         "precision": arguments.precision,
     }
     progress = arguments.out / f".progress-{digest([decides, work.splits, arguments.chunk])[:12]}"
-    codes, seconds = score_all(work, scorer, progress, arguments)
+    codes, seconds, scored = score_all(work, scorer, progress, arguments)
     splits: dict[str, Any] = {}
     begin = 0
     for split, ids in work.splits.items():
@@ -250,6 +254,7 @@ def main() -> None:
         "transformers": transformers.__version__,
         "pointers": total,
         "seconds": round(seconds, 1),
+        "scored_in_these_seconds": scored,
         "pointers_per_s_of_a_warm_sample": round(rate),
         "compared_with_the_engine": agreement,
     }

@@ -33,6 +33,7 @@ def write_readme(folder: Path) -> None:
         f"{name}: {one['texts_differing']} texts and {one['rewards_differing']} rewards of {one['pointers']:,} differ"
         for name, one in checks.items()
     )
+    agreement = agreement or "not done"
     text = f"""# reward-table
 
 The reward of **every** pointer of length 0, 1 and 2 over the 64-item pools of the first val and test queries of
