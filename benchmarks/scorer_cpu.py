@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import permutations
 from pathlib import Path
@@ -74,14 +74,14 @@ def prompts_of(dataset: Dataset, queries: Sequence[AskedQuery]) -> list[ScoringP
         return Shot(dataset.image_path(item_id), item.question, item.answer if solved else None)
 
     return [
-        ScoringPrompt(tuple(shot(item, solved=True) for item in pointer), shot(query.query_id, solved=False))
+        ScoringPrompt(tuple(shot(ItemId(item), solved=True) for item in pointer), shot(ItemId(query.query_id), solved=False))
         for query in queries
         for pointer in query.pointers
     ]
 
 
 @contextmanager
-def serving(data: Path, vlm: Path, threads: int, beams: int) -> Iterator[ScorerClient]:
+def serving(data: Path, vlm: Path, threads: int, beams: int) -> Generator[ScorerClient]:
     """A scorer process as the launcher starts it, with an empty database."""
     ports = Ports.free()
     with tempfile.TemporaryDirectory() as folder:
@@ -168,11 +168,11 @@ def multiply_adds_a_pointer(vlm: Path, beams: int, prompts: Sequence[ScoringProm
 def multiply_adds_per_s(threads: int, rows: int, inner: int, columns: int) -> float:
     """Best rate of the product of float32 matrices [rows, inner] and [inner, columns]."""
     torch.set_num_threads(threads)
-    left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+    left, right, out = torch.randn(rows, inner), torch.randn(inner, columns), torch.empty(rows, columns)
     best = 0.0
     for _ in range(30):
         start = time.perf_counter()
-        left @ right
+        torch.mm(left, right, out=out)
         best = max(best, rows * inner * columns / (time.perf_counter() - start))
     return best
 
