@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import orjson
+
 from leverplus.files import atomic_file
 from leverplus.reward_table import RewardTable
 
@@ -15,9 +17,8 @@ from leverplus.reward_table import RewardTable
 def write_readme(folder: Path) -> None:
     """Writes README.md into the folder of a finished table."""
     lines: list[str] = []
-    for split in ("val", "test"):
-        if not (folder / f"rewards-{split}.npy.xz").is_file():
-            continue
+    header = orjson.loads((folder / "table.json").read_bytes())
+    for split in header["splits"]:
         table = RewardTable.open(folder, split)
         figures = [
             table.zero_shot(),
@@ -26,7 +27,6 @@ def write_readme(folder: Path) -> None:
         cells = " | ".join(f"{100 * values.mean():.1f}" for values in figures)
         size = (folder / f"rewards-{split}.npy.xz").stat().st_size / 1e6
         lines.append(f"| {split} | {len(table.query_ids):,} | {size:.2f} | {cells} |")
-        header = table.header
     rate = header["made"]["pointers_per_s_of_a_warm_sample"]
     made, checks = header["made"], header["made"]["compared_with_the_engine"]
     agreement = "; ".join(
@@ -36,7 +36,7 @@ def write_readme(folder: Path) -> None:
     agreement = agreement or "not done"
     text = f"""# reward-table
 
-The reward of **every** pointer of length 0, 1 and 2 over the 64-item pools of the first val and test queries of
+The reward of **every** pointer of length 0, 1 and 2 over the 64-item pools of the first val, test and train queries of
 `invented-words` (size full, seed 0): {made["pointers"]:,} greedy answers of `assets/in-context-vlm`, judged with the official
 VQA accuracy. Random choice, the best pointer and any policy's expected accuracy are exact on it: `leverplus.reward_table`.
 The answers are a model's and the questions generated; Apache-2.0 as the project.
