@@ -12,7 +12,7 @@ from leverplus.dataset.easy_vqa import import_easy_vqa
 from leverplus.launcher import Ports, Stack, StackConfig
 
 REPOSITORY = Path(__file__).parents[2]
-SMALL_VLM = REPOSITORY / "assets" / "small-vlm"
+DEFAULT_VLM = REPOSITORY / "assets" / "in-context-vlm"
 DATASET = "easy-vqa-tiny"
 
 
@@ -21,5 +21,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[Stack]:
     data = tmp_path_factory.mktemp("stack")
     folder = DataRoot(data).dataset(DATASET)
     import_easy_vqa(folder, name=DATASET, train_images=12, test_images=6, questions_per_image=3, val_share=0.0)
-    with Stack.start(StackConfig(data=data, vlm=SMALL_VLM, ports=Ports.free())) as running:
+    with Stack.start(StackConfig(data=data, vlm=DEFAULT_VLM, ports=Ports.free())) as running:
         yield running

@@ -25,7 +25,7 @@ from leverplus.rl_data import read
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 DATASET = "easy-vqa-tiny"
-SMALL_VLM = Path(__file__).parents[2] / "assets" / "small-vlm"
+DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 POOL = {"sampler": "random", "k": 16}
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "queries": 10, "shots": [1, 2], "num_beams": 2, "temps": [1.0],
@@ -145,7 +145,7 @@ def test_a_mistake_is_a_problem_and_starts_no_job(stack: Stack, trained: dict[st
 
 def test_a_second_launcher_is_refused_and_the_first_goes_on(stack: Stack, trained: dict[str, Any]) -> None:
     with pytest.raises(Conflict, match="another launcher"):
-        Stack.start(StackConfig(data=stack.config.data, vlm=SMALL_VLM, ports=Ports.free()))
+        Stack.start(StackConfig(data=stack.config.data, vlm=DEFAULT_VLM, ports=Ports.free()))
     stack.require_running()
 
 
@@ -170,7 +170,7 @@ def start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     data, log = tmp_path / "demo", tmp_path / "log"
-    demo = start(log, "demo", "--quick", "--data", str(data), "--vlm", str(SMALL_VLM))
+    demo = start(log, "demo", "--quick", "--data", str(data), "--vlm", str(DEFAULT_VLM))
     try:
         assert eventually(lambda: "embed: embed" in log.read_text(), 120), log.read_text()
         pids = started_pids(data)
@@ -188,7 +188,7 @@ def test_a_killed_launcher_is_cleaned_up_after(tmp_path: Path) -> None:
     data, log = tmp_path / "data", tmp_path / "log"
     ports = Ports.free()
     options = [f"--{name}-port={getattr(ports, name)}" for name in ("scorer", "trainer", "selector")]
-    up = start(log, "up", "--data", str(data), "--vlm", str(SMALL_VLM), *options)
+    up = start(log, "up", "--data", str(data), "--vlm", str(DEFAULT_VLM), *options)
     try:
         assert eventually(lambda: "^C stops everything" in log.read_text(), 120), log.read_text()
         pids = started_pids(data)
@@ -198,7 +198,7 @@ def test_a_killed_launcher_is_cleaned_up_after(tmp_path: Path) -> None:
     if sys.platform == "linux":
         # The worker's own child is of its group.
         assert eventually(lambda: not any(group_members(pid) for pid in pids), 3.0)
-    with Stack.start(StackConfig(data=data, vlm=SMALL_VLM, ports=ports)) as stack:
+    with Stack.start(StackConfig(data=data, vlm=DEFAULT_VLM, ports=ports)) as stack:
         assert [pid for pid in pids if command_line(pid)] == []
         with ScorerClient(stack.scorer_url) as scorer:
             scorer.ready()

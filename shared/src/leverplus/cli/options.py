@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 Data = Annotated[Path, typer.Option("--data", envvar="LEVERPLUS_DATA", help="Folder that holds everything.")]
 DEFAULT_DATA = Path(".leverplus")
 
-Vlm = Annotated[Path | None, typer.Option("--vlm", envvar="LEVERPLUS_VLM", help="Model directory; default: assets/small-vlm.")]
+Vlm = Annotated[
+    Path | None, typer.Option("--vlm", envvar="LEVERPLUS_VLM", help="Model directory; default: assets/in-context-vlm.")
+]
 Device = Annotated[str, typer.Option(envvar="LEVERPLUS_DEVICE", help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(envvar="LEVERPLUS_DTYPE", help="auto, float32 or bfloat16.")]
 
@@ -54,7 +56,7 @@ def model_directory(vlm: Path | None) -> Path:
     """The model that was named, else the one that comes with the repository: below the working directory or the checkout."""
     if vlm is not None:
         return vlm
-    places = (Path("assets/small-vlm"), Path(__file__).parents[4] / "assets" / "small-vlm")
+    places = (Path("assets/in-context-vlm"), Path(__file__).parents[4] / "assets" / "in-context-vlm")
     return next((place for place in places if (place / "config.json").is_file()), places[0])
 
 
