@@ -13,6 +13,8 @@ from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import Candidate
 from pointer_trainer.candidates import (
+    answer_pointers,
+    answer_words,
     in_order,
     mixture_propensity,
     mixture_weights,
@@ -29,6 +31,26 @@ def test_retrieval_shifts_along_the_ranking_with_the_most_similar_last() -> None
     assert retrieval_windows([7, 3, 9, 1], 2, 5) == [(3, 7), (9, 3), (1, 9)]
     assert retrieval_windows([7, 3, 9, 1], 1, 2) == [(7,), (3,)]
     assert retrieval_windows([7], 2, 3) == []
+
+
+def test_answer_words_are_those_the_metric_compares() -> None:
+    assert answer_words("The Red, two!") == {"red", "2"}
+    assert answer_words(" a ") == answer_words(None) == frozenset()
+
+
+def test_answers_that_together_hold_the_querys_own_by_hand() -> None:
+    # By similarity: 3 shares no word, 0 and 2 hold one each, 1 holds both, 4 repeats 0.
+    offered = [{"red"}, {"red", "ring"}, {"ring"}, {"blue"}, {"red"}]
+    ranking = [3, 0, 2, 1, 4]
+    assert answer_pointers({"red"}, offered, ranking, 1, 9) == [(0,), (1,), (4,)]
+    assert answer_pointers({"red", "ring"}, offered, ranking, 1, 9) == [(1,)]
+    # Sums of ranks among the sharing (0, 2, 1, 4): 0+2 → 1, 0+1 → 2, 2+1 → 3, 1+4 → 5, 2+4 → 4; 0 and 4 lack the ring.
+    pairs = [(2, 0), (1, 0), (1, 2), (4, 2), (4, 1)]
+    assert answer_pointers({"red", "ring"}, offered, ranking, 2, 9) == pairs
+    assert answer_pointers({"red", "ring"}, offered, ranking, 2, 2) == pairs[:2]
+    assert answer_pointers({"green"}, offered, ranking, 1, 9) == []
+    assert answer_pointers(set(), offered, ranking, 1, 9) == []
+    assert answer_pointers({"red"}, offered, ranking, 4, 9) == []
 
 
 def test_uniform_logprob_counts_ordered_pointers() -> None:
@@ -124,6 +146,22 @@ def test_one_source_alone_is_enough(data: DataRoot) -> None:
     made = proposals(data, num_retrieval=2, **only)
     assert {candidate.gen_method for proposal in made for candidate in proposal.candidates} == {"retrieval"}
     assert all(len(proposal.candidates) == 2 for proposal in made)
+
+
+def test_candidates_by_answer_hold_the_querys_answer(data: DataRoot) -> None:
+    dataset = Dataset.open(data.dataset("toy"))
+    only = {"num_beams": 0, "num_samples_per_temp": 0, "num_random": 0, "num_retrieval": 0, "zero_shot": False}
+    made = proposals(data, num_answer=2, shots=[1, 2], **only)
+    found = [(proposal, candidate) for proposal in made for candidate in proposal.candidates]
+    assert found
+    for proposal, candidate in found:
+        assert candidate.gen_method == "answer"
+        assert candidate.propensity is None
+        told = {word for item_id in candidate.pointer for word in answer_words(dataset.item(item_id).answer)}
+        assert answer_words(dataset.item(proposal.query_id).answer) <= told
+    for proposal in made:
+        lengths = [len(candidate.pointer) for candidate in proposal.candidates]
+        assert max(lengths.count(1), lengths.count(2)) <= 2
 
 
 def test_sampled_queries_are_distinct_ids_of_the_split(data: DataRoot) -> None:

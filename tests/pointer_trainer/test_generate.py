@@ -19,7 +19,7 @@ from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import Cancelled, FingerprintMismatch, NotFound, Unavailable
+from leverplus.errors import Cancelled, FingerprintMismatch, InvalidInput, NotFound, Unavailable
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
@@ -94,6 +94,20 @@ def test_a_dry_run_counts_and_scores_nothing(run: Any, scorer: Any, data: DataRo
     assert result["pointers"] == sum(result["gen_methods"].values())
     assert scorer.engine.batches == []
     assert not data.rl_data("rl-1").exists()
+
+
+def test_queries_without_a_candidate_are_counted_and_left_out(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    only = {"num_beams": 0, "num_samples_per_temp": 0, "num_random": 0, "num_retrieval": 0, "zero_shot": False}
+    result = generate(run.context(request(shots=[1], num_answer=1, pool={"k": 1}, **only), job_id="job-1"))
+    records = rl_data.read(data.rl_data("rl-1")).records
+    assert 0 < len(records) < 12
+    assert all(record.candidates for record in records)
+    assert result["queries_without_candidates"] == 12 - len(records)
+    assert run.reports[-1][1] <= 12
+    with pytest.raises(InvalidInput, match=r"none of the 12 queries has a candidate from num_answer 1"):
+        generate(run.context(request(shots=[4], num_answer=1, pool={"k": 4}, **only), job_id="job-2"))
+    assert not data.rl_data("rl-2").exists()
 
 
 def test_cancelling_leaves_no_file(run: Any, scorer: Any, data: DataRoot) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from leverplus.ids import ItemId
+from leverplus.metric import clean_whitespace, normalise_answer
 from leverplus.policies import random_positions
 from leverplus.rl_data import Candidate, merge_duplicates
 
 Positions = tuple[int, ...]
-METHODS = ("beam", "retrieval", "sample", "random", "zero_shot")
+METHODS = ("beam", "answer", "retrieval", "sample", "random", "zero_shot")
 """Ways in which a pointer is found, the more deliberate first: a pointer found twice keeps the first of them."""
 
 
@@ -26,6 +29,37 @@ def retrieval_windows(most_similar_first: Sequence[int], shots: int, count: int)
         tuple(reversed(most_similar_first[start : start + shots]))
         for start in range(min(count, len(most_similar_first) - shots + 1))
     ]
+
+
+ANSWER_SHORTLIST = 16
+"""So many of a pool's items, the most similar first, are combined to hold an answer."""
+
+
+def answer_words(answer: str | None) -> frozenset[str]:
+    """The words of an answer as the metric compares them; none of an unknown one."""
+    return frozenset(normalise_answer(clean_whitespace(answer or "")).split())
+
+
+def answer_pointers(
+    wanted: AbstractSet[str], offered: Sequence[AbstractSet[str]], most_similar_first: Sequence[int], shots: int, count: int
+) -> list[Positions]:
+    """At most `count` pointers whose demonstrations' answers together hold every word of the query's own answer.
+
+    wanted: words of the query's answer; offered [K]: words of each item's; most_similar_first: all K positions. Each
+    demonstration shares a word with it. Small sums of similarity ranks come first; the most similar item stands last.
+    None where the query's answer is unknown or the pool cannot tell it. Only training queries can be asked: what is found
+    uses their answers, as their rewards do.
+    """
+    if not wanted:
+        return []
+    sharing = [position for position in most_similar_first if wanted & offered[position]][:ANSWER_SHORTLIST]
+    telling = [
+        ranks
+        for ranks in combinations(range(len(sharing)), shots)
+        if wanted <= frozenset[str]().union(*(offered[sharing[rank]] for rank in ranks))
+    ]
+    telling.sort(key=lambda ranks: (sum(ranks), ranks))
+    return [tuple(sharing[rank] for rank in reversed(ranks)) for ranks in telling[:count]]
 
 
 def random_pointers(pool_size: int, shots: int, count: int, *, seed: int, query_id: int) -> list[Positions]:

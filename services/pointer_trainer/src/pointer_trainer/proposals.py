@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidConfig
 from leverplus.ids import ItemId
@@ -22,6 +23,8 @@ from leverplus.selector import PointerSelectorV3, SelectorConfig
 from leverplus.selector.config import CHOSEN_LOGIT
 from pointer_trainer.candidates import (
     Positions,
+    answer_pointers,
+    answer_words,
     in_order,
     mixture_propensity,
     mixture_weights,
@@ -86,8 +89,11 @@ def propose(
     for batch in _batches(embeddings, pools, query_ids):
         rows: list[list[Candidate]] = [[] for _ in batch.query_ids]
         for shots in request.shots:
-            for row, found in zip(rows, _found(selector, embeddings, batch, shots, request), strict=True):
-                row.extend(found)
+            found = _found(selector, embeddings, batch, shots, request)
+            for row, more in zip(rows, found, strict=True):
+                row.extend(more)
+            for row, more in zip(rows, _by_answer(embeddings, pools.dataset, batch, shots, request.num_answer), strict=True):
+                row.extend(more)
         for query_id, pool, row in zip(batch.query_ids, batch.pools, rows, strict=True):
             if request.zero_shot:
                 row.append(Candidate((), "zero_shot"))
@@ -147,6 +153,19 @@ def _found(
                     propensity=propensity if propensity > 0 else None,
                 )
             )
+    return found
+
+
+def _by_answer(embeddings: Embeddings, dataset: Dataset, batch: _Batch, shots: int, count: int) -> list[list[Candidate]]:
+    if not count:
+        return [[] for _ in batch.pools]
+    found: list[list[Candidate]] = []
+    for query_id, pool in zip(batch.query_ids, batch.pools, strict=True):
+        query, vectors = embeddings.query[query_id], embeddings.candidate[pool]
+        ranking = similar_positions(query, vectors, embeddings.manifest.blocks, "joint", len(pool))[::-1]
+        offered = [answer_words(dataset.item(int(item_id)).answer) for item_id in pool]
+        pointers = answer_pointers(answer_words(dataset.item(query_id).answer), offered, ranking, shots, count)
+        found.append([Candidate(to_items(pool, pointer), "answer") for pointer in pointers])
     return found
 
 

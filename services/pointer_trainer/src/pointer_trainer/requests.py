@@ -51,6 +51,9 @@ class GenerateRequest(_Request):
     num_samples_per_temp: Annotated[int, Field(ge=0, le=64)] = 2
     num_random: Annotated[int, Field(ge=0, le=64)] = 1
     num_retrieval: Annotated[int, Field(ge=0, le=64)] = 5
+    num_answer: Annotated[
+        int, Field(ge=0, le=64, description="pointers whose answers together hold the words of the query's own answer")
+    ] = 0
     zero_shot: Annotated[bool, Field(description="add the empty pointer, which serves as a baseline")] = True
     pool: PoolSettings = PoolSettings()
     checkpoint: Annotated[Name | None, Field(description="null: a selector initialised with the seed")] = None
@@ -64,11 +67,13 @@ class GenerateRequest(_Request):
             raise ValueError(f"shots {self.shots} names a number twice")
         if len(set(self.temps)) != len(self.temps):
             raise ValueError(f"temps {self.temps} names a temperature twice")
-        sources = (self.num_beams, self.num_random, self.num_retrieval, len(self.temps) * self.num_samples_per_temp)
+        models = (self.num_beams, len(self.temps) * self.num_samples_per_temp)
+        sources = (*models, self.num_random, self.num_retrieval, self.num_answer)
         if self.pool.sampler != "all" and self.pool.k < max(self.shots):
             raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
         if not any(sources):
-            raise ValueError("num_beams, num_samples_per_temp, num_random and num_retrieval are all 0: nothing to generate")
+            names = "num_beams, num_samples_per_temp, num_random, num_retrieval and num_answer"
+            raise ValueError(f"{names} are all 0: nothing to generate")
         return self
 
 

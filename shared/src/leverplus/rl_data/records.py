@@ -79,15 +79,16 @@ class RlData:
 
 
 # Which row of a repeated pointer tells how it was found: the more deliberate way first.
-_METHODS = ("beam", "retrieval", "sample", "random")
+_METHODS = ("beam", "answer", "retrieval", "sample", "random")
 
 
 def merge_duplicates(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """One row for each ordered pointer, in the order of first appearance; (3, 7) and (7, 3) are different pointers.
 
-    Of two rows the one found by beam, then retrieval, sample, random keeps its way of being found, and unknown results are filled
-    from the other; numbers that differ by 1e-6 at most are the same. `count` sums the rows that were drawn (have a propensity),
-    or all if none was. Raises Conflict with `pointer`, `field`, `values` where results or propensities contradict each other.
+    Of two rows the one found by beam, then answer, retrieval, sample, random keeps its way of being found, and unknown results
+    are filled from the other; numbers that differ by 1e-6 at most are the same. `count` sums the rows that were drawn (have a
+    propensity), or all if none was. Raises Conflict with `pointer`, `field`, `values` where results or propensities contradict
+    each other.
     """
     rows: dict[Pointer, list[Candidate]] = {}
     for candidate in candidates:

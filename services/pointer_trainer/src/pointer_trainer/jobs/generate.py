@@ -17,8 +17,10 @@ from leverplus.checkpoints import load_checkpoint
 from leverplus.client import ScorerClient
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
+from leverplus.errors import InvalidInput
 from leverplus.files import write_json
 from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
 from leverplus.pools import Pools
 from leverplus.rl_data import Candidate, QueryRecord
 from leverplus.scoring import ScoredCandidate
@@ -48,10 +50,14 @@ def generate(context: JobContext) -> dict[str, Any]:
         return _count(context, proposals, len(query_ids))
     rl_data_id = f"rl-{context.suffix}"
     counts = ModeCounts()
+    bare: list[ItemId] = []
     with ScorerClient(context.scorer_url) as client:
         scorer = Scorer(client, request.dataset, flavour=request.flavour, check=context.check)
-        with closing(_scored(context, dataset, proposals, scorer, counts, len(query_ids))) as records:
-            first = next(records)
+        with closing(_scored(context, dataset, proposals, scorer, counts, len(query_ids), bare)) as records:
+            first = next(records, None)
+            if first is None:
+                asked = f"none of the {len(query_ids)} queries has a candidate from {_sources(request)}"
+                raise InvalidInput(f"{asked}; ask for other sources")
             found = scorer.fingerprint or Fingerprint()
             own.require_same(found, subject="the scorer's answer", parts=("dataset",))
             rl_data.write(
@@ -62,7 +68,12 @@ def generate(context: JobContext) -> dict[str, Any]:
             )
     report = rl_data.inspect(root.rl_data(rl_data_id))
     write_json(context.run_folder / "report.json", report)
-    return {"rl_data_id": rl_data_id, "report": report, "scores": counts.to_json()}
+    return {"rl_data_id": rl_data_id, "report": report, "scores": counts.to_json(), "queries_without_candidates": len(bare)}
+
+
+def _sources(request: GenerateRequest) -> str:
+    asked = {name: value for name, value in request.model_dump().items() if name.startswith("num_") and value}
+    return ", ".join(f"{name} {value}" for name, value in asked.items())
 
 
 def _selector(
@@ -85,12 +96,16 @@ def _scored(
     scorer: Scorer,
     counts: ModeCounts,
     total: int,
+    bare: list[ItemId],
 ) -> Generator[QueryRecord]:
-    """Records in the queries' order; progress after every answer of the scorer."""
+    """Records in the queries' order; progress after every answer of the scorer. Queries without candidates go to `bare`."""
     waiting: dict[int, Proposal] = {}
 
     def asked() -> Generator[AskedQuery]:
         for proposal in proposals:
+            if not proposal.candidates:
+                bare.append(proposal.query_id)
+                continue
             waiting[proposal.query_id] = proposal
             yield AskedQuery(proposal.query_id, tuple(candidate.pointer for candidate in proposal.candidates))
 
@@ -102,7 +117,7 @@ def _scored(
             for query, scores in batch.queries:
                 yield _record(dataset, waiting.pop(query.query_id), scores)
             done += len(batch.queries)
-            context.step("score", done, total, **counts.to_json())
+            context.step("score", done + len(bare), total, **counts.to_json())
 
 
 def _record(dataset: Dataset, proposal: Proposal, scores: Iterable[ScoredCandidate]) -> QueryRecord:
