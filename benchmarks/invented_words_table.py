@@ -111,7 +111,7 @@ def summaries(dataset: Dataset, made: Sequence[Choices], answers: Answers, basel
         for name, count in ((name, len(pointers)) for name, pointers in made[0].systems.items())
     }
     clusters = [dataset.item(one.query).image_id for one in made]
-    evaluation = summarise(columns, clusters, baseline=baseline)
+    evaluation = summarise(columns, clusters, baselines=[baseline] if baseline else [])
     against = {row.system: row for row in evaluation.differences}
     return [
         {
@@ -129,7 +129,7 @@ def summaries(dataset: Dataset, made: Sequence[Choices], answers: Answers, basel
 
 
 def simple_summary(values: Sequence[float], clusters: Sequence[str]) -> dict[str, Any]:
-    row = summarise({("", 0): np.asarray(values, dtype=np.float64)}, clusters, baseline=None).rows[0]
+    row = summarise({("", 0): np.asarray(values, dtype=np.float64)}, clusters, baselines=[]).rows[0]
     return {"n": row.n, "mean": row.mean, "low": row.low, "high": row.high}
 
 

@@ -277,7 +277,7 @@ def test_evaluation_compares_all_systems_on_the_same_queries(run: Any, scorer: A
     assert set(rows) == {("zero-shot", 0), *((system, shots) for system in systems for shots in (1, 2))}
     assert result["queries"] == 4
     assert result["queries_left_out"] == 0
-    assert {row["baseline"] for row in result["differences"]} == {"random"}
+    assert {row["baseline"] for row in result["differences"]} == {"random", "most-similar"}
     folder: Path = data.run("job-1")
     assert orjson.loads((folder / "evaluation.json").read_bytes())["rows"] == list(result["rows"])
     markdown = (folder / "evaluation.md").read_text()

@@ -78,15 +78,15 @@ def summarise(
     *,
     draws: int = 10_000,
     seed: int = 0,
-    baseline: str | None,
+    baselines: Sequence[str],
 ) -> Evaluation:
-    """Means, intervals and paired differences from `baseline`.
+    """Means, intervals and paired differences from each of `baselines`.
 
     `per_query`: (system, shots) -> accuracies in 0 to 1, [n], in the order of `clusters` (image id of each query); or
     [repeats, n] for a system that was run several times (random), whose mean over the repeats is taken per query.
-    A system is compared with the baseline at the same shots; a baseline that exists at one number of shots only
-    (zero-shot) is compared with every row. None: no differences. InvalidInput for NaN, values outside 0 to 1, unequal
-    lengths, or a baseline that is not there.
+    A system is compared with a baseline at the same shots; a baseline that exists at one number of shots only (zero-shot) is
+    compared with every row. Of two baselines the later one is compared with the earlier. InvalidInput for NaN, values outside
+    0 to 1, unequal lengths, or a baseline that is not there.
     """
     if draws < 1:
         raise InvalidInput(f"draws is {draws}, at least 1 is needed")
@@ -94,7 +94,7 @@ def summarise(
     if not cells:
         raise InvalidInput("nothing to summarise: no system was evaluated")
     columns = np.stack([_accuracies(cell, per_query[cell], len(clusters)) for cell in cells], axis=1)
-    pairs = _pairs(cells, baseline)
+    pairs = [pair for number in range(len(baselines)) for pair in _pairs(cells, baselines[: number + 1])]
     means = columns.mean(axis=0)
     # Differences get columns of their own, so that a system that equals its baseline differs by exactly 0 in each draw.
     differences = np.stack([columns[:, a] - columns[:, b] for a, b in pairs], axis=1) if pairs else columns[:, :0]
@@ -152,14 +152,14 @@ def _accuracies(cell: Cell, values: NDArray[np.floating[Any]], count: int) -> ND
     return array if array.ndim == 1 else array.mean(axis=0)
 
 
-def _pairs(cells: Sequence[Cell], baseline: str | None) -> list[tuple[int, int]]:
-    if baseline is None:
-        return []
+def _pairs(cells: Sequence[Cell], baselines: Sequence[str]) -> list[tuple[int, int]]:
+    """Every system but `baselines` with the last of them."""
+    baseline = baselines[-1]
     by_shots = {shots: index for index, (system, shots) in enumerate(cells) if system == baseline}
     if not by_shots:
         raise InvalidInput(f"no baseline {baseline!r}; there are: {', '.join(sorted({system for system, _ in cells}))}")
     single = next(iter(by_shots.values())) if len(by_shots) == 1 else None
-    pairs = [(index, by_shots.get(shots, single)) for index, (system, shots) in enumerate(cells) if system != baseline]
+    pairs = [(index, by_shots.get(shots, single)) for index, (system, shots) in enumerate(cells) if system not in baselines]
     return [(index, other) for index, other in pairs if other is not None]
 
 

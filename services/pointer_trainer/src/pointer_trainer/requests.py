@@ -95,20 +95,22 @@ class EvaluateRequest(_Request):
     pool: Annotated[PoolSettings | None, Field(description="null: the checkpoints' own, or the default without any")] = None
     flavour: Literal["official", "lever_plus"] = "official"
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)] = 2000
-    baseline: Literal["zero-shot", "random", "most-similar"] = "random"
+    baselines: Annotated[
+        list[Literal["zero-shot", "random", "most-similar"]], Field(description="the others are compared with each of them")
+    ] = ["random", "most-similar"]
     seed: Seed = 0
 
     @model_validator(mode="after")
-    def _distinct_with_baseline(self) -> EvaluateRequest:
-        for name, values in (("shots", self.shots), ("checkpoints", self.checkpoints)):
+    def _distinct_with_baselines(self) -> EvaluateRequest:
+        for name, values in (("shots", self.shots), ("checkpoints", self.checkpoints), ("baselines", self.baselines)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{name} {values} names one twice")
         if self.pool is not None and self.pool.sampler != "all" and self.pool.k < max(self.shots):
             raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
-        if self.baseline == "zero-shot" and 0 not in self.shots:
+        if "zero-shot" in self.baselines and 0 not in self.shots:
             raise ValueError(f"baseline 'zero-shot' needs 0 among shots {self.shots}")
-        if self.baseline != "zero-shot" and self.shots == [0]:
-            raise ValueError(f"baseline {self.baseline!r} needs a number of shots above 0, shots are [0]")
+        if self.shots == [0] and (others := [name for name in self.baselines if name != "zero-shot"]):
+            raise ValueError(f"baseline {others[0]!r} needs a number of shots above 0, shots are [0]")
         return self
 
 

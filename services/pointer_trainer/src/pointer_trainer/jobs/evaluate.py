@@ -70,7 +70,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     per_query = {cell: np.asarray([row[cell] for row in scored.accuracies]) for cell in cells}
     images = [dataset.item(query_id).image_id for query_id in scored.query_ids]
     context.step("bootstrap", 0, 1)
-    evaluation = summarise(per_query, images, draws=request.bootstrap_draws, seed=request.seed, baseline=request.baseline)
+    evaluation = summarise(per_query, images, draws=request.bootstrap_draws, seed=request.seed, baselines=request.baselines)
     context.step("bootstrap", 1, 1, **scored.counts.to_json())
     fingerprint = scorer.fingerprint or Fingerprint()
     trained_on = {info.checkpoint_id: count_trained_on(root, info, scored.query_ids) for info in infos}
