@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from leverplus.dataset.invented_words import SIZES
 from leverplus.demo.config import CUTS, DemoConfig
 from leverplus.demo.contact_sheet import Tile, draw_contact_sheet
 from leverplus.demo.curl import curl_script
@@ -47,10 +48,10 @@ def outcome(tmp_path: Path) -> Outcome:
 def test_a_run_keeps_data_and_embeddings_and_deletes_what_it_makes_anew(config: DemoConfig) -> None:
     claim_folder(config)
     said = prepare_folder(config)
-    assert said == "easy-vqa-quick: 150 train, 59 test questions"
-    items = (config.data / "datasets" / "easy-vqa-quick" / "items.jsonl").read_bytes()
+    assert said == "invented-words-quick: 200 train, 40 val, 60 test questions"
+    items = (config.data / "datasets" / "invented-words-quick" / "items.jsonl").read_bytes()
     for kept in (
-        "embeddings/easy-vqa-quick/x",
+        "embeddings/invented-words-quick/x",
         "checkpoints/ckpt-1/x",
         "rl-data/rl-1.ndjson",
         "store.sqlite",
@@ -60,8 +61,8 @@ def test_a_run_keeps_data_and_embeddings_and_deletes_what_it_makes_anew(config: 
         (config.data / kept).write_text("x")
     claim_folder(config)
     assert prepare_folder(config) == f"{said} (kept)"
-    assert (config.data / "datasets" / "easy-vqa-quick" / "items.jsonl").read_bytes() == items
-    assert (config.data / "embeddings" / "easy-vqa-quick" / "x").exists()
+    assert (config.data / "datasets" / "invented-words-quick" / "items.jsonl").read_bytes() == items
+    assert (config.data / "embeddings" / "invented-words-quick" / "x").exists()
     left = {path.name for path in config.data.iterdir()}
     assert left == {"demo.json", "datasets", "embeddings"}
 
@@ -76,14 +77,17 @@ def test_a_folder_with_other_work_is_left_alone(config: DemoConfig) -> None:
 
 def test_every_size_stays_within_its_bounds() -> None:
     for cut in CUTS.values():
-        items = (cut.train_images + cut.test_images) * cut.questions_per_image
-        each = cut.generate["num_beams"] + cut.generate["num_random"] + cut.generate["num_retrieval"]
-        each += len(cut.generate["temps"]) * cut.generate["num_samples_per_temp"]
-        generated = cut.train_queries * (1 + each * len(cut.generate["shots"]))
+        each = cut.generate["num_answer"] * len(cut.generate["shots"])
+        assert not any(cut.generate[name] for name in ("num_beams", "num_samples_per_temp", "num_random", "num_retrieval"))
+        assert not cut.generate["zero_shot"]
+        generated = cut.train_queries * each
         # zero-shot once; random three times, most-similar and v3 once for each number of shots
         evaluated = cut.test_queries * (1 + 5 * (len(cut.evaluate_shots) - 1))
-        assert items <= 1500
-        assert generated + evaluated <= 8000
+        assert sum(SIZES[cut.items].values()) <= 1500
+        assert cut.train_queries <= SIZES[cut.items]["train"]
+        assert cut.test_queries <= SIZES[cut.items]["test"]
+        # Most pools hold fewer answers than are asked for: a run of the standard size scores 2,100 candidates of 6,000.
+        assert 0.5 * generated + evaluated <= 8000
 
 
 def test_curl_lines_carry_the_ids_and_the_ports_of_the_services(config: DemoConfig, outcome: Outcome) -> None:
@@ -111,10 +115,12 @@ def test_the_table_says_what_may_be_concluded(capsys: pytest.CaptureFixture[str]
     printed = capsys.readouterr().out
     assert "50.0 [25.0, 75.0]" in printed
     assert "+25.0 [+10.0, +40.0]" in printed
-    assert "1 of 1 intervals of a difference leave out 0" in printed
-    assert "For 4 of 5 training queries all candidates scored alike" in printed
+    assert "At 1 shot v3 is better than random." in printed
+    assert "of 5 queries all of 3 were right, all of 1 wrong" in printed
     print_evaluation(evaluation([{**BETTER, "low": -0.1}]), report)
-    assert "Every interval of a difference holds 0" in capsys.readouterr().out
+    assert "v3 is not shown to differ from random." in capsys.readouterr().out
+    print_evaluation(evaluation([{**BETTER, "low": -0.4, "high": -0.1}]), report)
+    assert "v3 is worse than random." in capsys.readouterr().out
 
 
 def test_contact_sheet_shows_each_tile(tmp_path: Path) -> None:

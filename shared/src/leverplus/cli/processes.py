@@ -71,10 +71,11 @@ def demo(
     vlm: Vlm = None,
     full: Annotated[bool, typer.Option("--full", help="0 to 4 shots instead of 0 to 2.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smaller cut, for a first look and for CI.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the dataset, where the folder holds none yet.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the services running at the end, until ^C.")] = False,
     threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
 ) -> None:
-    """The whole main job on easy-vqa: embed, generate, score, train, evaluate, promote, select."""
+    """The whole main job on generated data: embed, generate, score, train, evaluate, promote, select."""
     from leverplus.demo import DemoConfig, run_demo
     from leverplus.errors import InvalidInput
     from leverplus.launcher import StoppedBySignal, stop_on_signals
@@ -85,7 +86,13 @@ def demo(
     # A folder for each size: a quick look must not delete what a longer run has made.
     folder = data or DEFAULT_DATA / ("demo" if size == "standard" else f"demo-{size}")
     config = DemoConfig(
-        data=data_root(folder).path, vlm=model_directory(vlm), size=size, keep=keep, redis_url=redis_url(), threads=threads
+        data=data_root(folder).path,
+        vlm=model_directory(vlm),
+        size=size,
+        seed=seed,
+        keep=keep,
+        redis_url=redis_url(),
+        threads=threads,
     )
     try:
         with stop_on_signals():

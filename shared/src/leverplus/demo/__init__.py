@@ -1,4 +1,4 @@
-"""The whole main job on a cut of easy-vqa, through the real services: `leverplus demo`."""
+"""The whole main job on data where the choice of demonstrations decides, through the real services: `leverplus demo`."""
 
 from leverplus.demo.config import DemoConfig
 from leverplus.demo.run import run_demo

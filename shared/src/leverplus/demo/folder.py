@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
-from leverplus.dataset.easy_vqa import import_easy_vqa
+from leverplus.dataset.invented_words import SIZES, generate
 from leverplus.demo.config import DemoConfig
 from leverplus.errors import Conflict
 from leverplus.files import remove_folder, write_json
@@ -27,7 +27,7 @@ def claim_folder(config: DemoConfig) -> None:
 
 
 def prepare_folder(config: DemoConfig) -> str:
-    """Deletes scores, RL data, checkpoints and deployments of earlier runs; imports the dataset if it is not there.
+    """Deletes scores, RL data, checkpoints and deployments of earlier runs; generates the dataset if it is not there.
 
     Embeddings stay. Returns what happened, in words. The caller owns the folder.
     """
@@ -39,14 +39,7 @@ def prepare_folder(config: DemoConfig) -> str:
     folder = DataRoot(config.data).dataset(cut.dataset)
     kept = folder.is_dir()
     if not kept:
-        import_easy_vqa(
-            folder,
-            name=cut.dataset,
-            train_images=cut.train_images,
-            test_images=cut.test_images,
-            questions_per_image=cut.questions_per_image,
-            val_share=0.0,
-        )
+        generate(folder, name=cut.dataset, seed=config.seed, **SIZES[cut.items])
     info = Dataset.open(folder).info
     counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
     return f"{cut.dataset}: {counts} questions{' (kept)' if kept else ''}"
