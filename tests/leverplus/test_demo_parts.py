@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,12 @@ def test_a_run_keeps_data_and_embeddings_and_deletes_what_it_makes_anew(config: 
     assert (config.data / "embeddings" / "invented-words-quick" / "x").exists()
     left = {path.name for path in config.data.iterdir()}
     assert left == {"demo.json", "datasets", "embeddings"}
+
+
+def test_a_run_says_that_a_kept_dataset_has_another_seed(config: DemoConfig) -> None:
+    said = prepare_folder(config)
+    other = prepare_folder(replace(config, seed=1))
+    assert other == f"{said} (kept: made with seed 0, not 1; name another folder with --data for that)"
 
 
 def test_a_folder_with_other_work_is_left_alone(config: DemoConfig) -> None:

@@ -268,6 +268,9 @@ def test_what_cannot_be_generated_is_refused(folder: Path, tmp_path: Path) -> No
         generate(tmp_path / "x", questions_per_image=3)
     with pytest.raises(InvalidConfig, match="val"):
         generate(tmp_path / "x", val=0)
+    for seed in (-1, 2**32):
+        with pytest.raises(InvalidConfig, match=f"seed: is {seed}"):
+            generate(tmp_path / "x", seed=seed)
     with pytest.raises(NotFound, match="structure file"):
         read_structures(tmp_path)
     assert not (tmp_path / "x").exists()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import orjson
+
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.dataset.invented_words import SIZES, generate
@@ -42,4 +46,12 @@ def prepare_folder(config: DemoConfig) -> str:
         generate(folder, name=cut.dataset, seed=config.seed, **SIZES[cut.items])
     info = Dataset.open(folder).info
     counts = ", ".join(f"{count} {split}" for split, count in info.splits.items())
-    return f"{cut.dataset}: {counts} questions{' (kept)' if kept else ''}"
+    return f"{cut.dataset}: {counts} questions{_kept_note(folder, config.seed) if kept else ''}"
+
+
+def _kept_note(folder: Path, seed: int) -> str:
+    """That the dataset was there, and whose seed counts where another was asked for."""
+    made_with = orjson.loads((folder / "languages.json").read_bytes())["seed"]
+    if made_with == seed:
+        return " (kept)"
+    return f" (kept: made with seed {made_with}, not {seed}; name another folder with --data for that)"

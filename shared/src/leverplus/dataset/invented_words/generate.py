@@ -102,13 +102,16 @@ def generate(
 
     The same arguments give the same bytes (PNG files: with the same Pillow; their pixels always). languages.json holds the
     words and the operations, structure.jsonl what is true of each item.
-    Raises Conflict if `folder` exists, InvalidConfig for a split below one item or more than two questions an image.
+    Raises Conflict if `folder` exists, InvalidConfig for a split below one item, more than two questions an image, or a
+    seed outside 0 to 2**32 - 1.
     """
     check_name(name, what="dataset")
     refuse_existing(folder)
     if not 1 <= questions_per_image <= MOST_QUESTIONS_PER_IMAGE:
         reason = f"is {questions_per_image}, expected 1 to {MOST_QUESTIONS_PER_IMAGE}"
         raise InvalidConfig(field="questions_per_image", reason=reason)
+    if not 0 <= seed < 2**32:
+        raise InvalidConfig(field="seed", reason=f"is {seed}, expected 0 to {2**32 - 1}")
     counts = {"train": train, "val": val, "test": test}
     for split, count in counts.items():
         if count < 1:
