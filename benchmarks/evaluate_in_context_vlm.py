@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,10 +142,10 @@ def measure(engine: TransformersEngine, dataset: Dataset, gate: Gate, limit: int
     }
 
 
-def measure_easy(engine: TransformersEngine, limit: int) -> dict[str, Any]:
+def measure_easy(engine: TransformersEngine, limit: int | None) -> dict[str, Any]:
     """easy-vqa's test questions, evenly spaced, without demonstrations."""
     test = read_split("test")
-    count = min(limit, len(test.questions))
+    count = len(test.questions) if limit is None else min(limit, len(test.questions))
     items = [i * len(test.questions) // count for i in range(count)]
     prompts = [ScoringPrompt((), Shot(test.image_paths[test.image_ids[i]], test.questions[i])) for i in items]
     said = [extract_answer(text) for text in engine.generate(prompts)]
@@ -156,7 +157,7 @@ def measure_easy(engine: TransformersEngine, limit: int) -> dict[str, Any]:
         "must": 0.9,
         "goal": None,
         "met": share >= 0.9,
-        "commonest_answer": 0.3733,
+        "commonest_answer": round(Counter(test.answers).most_common(1)[0][1] / len(test.answers), 4),
     }
 
 
@@ -172,7 +173,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path, default=dataset_folder, help="folder of the dataset")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--limit", type=int, default=400, help="queries a gate")
-    parser.add_argument("--easy-limit", type=int, default=2000, help="easy-vqa questions")
+    parser.add_argument("--easy-limit", type=int, help="easy-vqa questions, 0 for none [all 9,673]")
     parser.add_argument("--seed", type=int, default=0, help="of the demonstrations")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
@@ -187,7 +188,7 @@ def main() -> None:
     for gate in GATES:
         results.append(measure(engine, dataset, gate, arguments.limit, arguments.seed))
         print(json.dumps(results[-1]), flush=True)
-    if arguments.easy_limit:
+    if arguments.easy_limit != 0:
         results.append(measure_easy(engine, arguments.easy_limit))
         print(json.dumps(results[-1]), flush=True)
     report = {
