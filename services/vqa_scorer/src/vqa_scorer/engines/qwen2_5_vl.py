@@ -1,8 +1,9 @@
 """A Qwen2.5-VL that reads prompts and goes on from them: transformers' weights and modules, with less work.
 
-Three things are not done twice or not at all: an image goes through the vision tower once and its features are kept; the
-tokens before the first image are the same in every prompt, so their keys and values are computed once; and the last layer
-computes queries, output and MLP for the last position alone, the only one whose logits are read.
+Three things are not done twice or not at all: an image goes through the vision tower once and its features are kept; keys and
+values of what prompts begin alike with are computed once, for the tokens before the first image and for those of the first
+demonstration; and the last layer computes queries, output and MLP for the last position alone, the only one whose logits are
+read.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from vqa_scorer.engines.decoding import Advance
-
-KeysAndValues = list[tuple[Tensor, Tensor]]
-"""For each layer keys and values [B, key heads, length, head width]."""
+from vqa_scorer.engines.prefixes import KeysAndValues, Prefix, PrefixCache, join
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,18 @@ class EncodedPrompt:
 
     token_ids: list[int]
     images: tuple[ImageFeatures, ...]
+
+
+def second_image(token_ids: Sequence[int], image_token: int) -> int | None:
+    """Where the placeholders of the second image begin; None in a prompt of one image."""
+    inside, images = False, 0
+    for place, token in enumerate(token_ids):
+        if token == image_token and not inside:
+            images += 1
+            if images == 2:
+                return place
+        inside = token == image_token
+    return None
 
 
 def rope_positions(token_ids: Sequence[int], images: Sequence[ImageFeatures], image_token: int) -> Tensor:
@@ -74,10 +85,11 @@ def rope_positions(token_ids: Sequence[int], images: Sequence[ImageFeatures], im
 class Decoder:
     """Answers of a loaded `Qwen2_5_VLForConditionalGeneration` in eval mode.
 
-    `shared` are token ids without images that prompts begin with; a prompt that begins otherwise costs the full price.
+    `shared` are token ids without images that prompts begin with; a prompt that begins otherwise costs more. At most
+    `prefix_bytes` of first demonstrations' keys and values are kept.
     """
 
-    def __init__(self, model: Any, *, shared: Sequence[int], pad: int) -> None:
+    def __init__(self, model: Any, *, shared: Sequence[int], pad: int, prefix_bytes: int = 512 * 2**20) -> None:
         self._language = model.model.language_model
         self._visual = model.model.visual
         self._head = model.lm_head
@@ -85,8 +97,12 @@ class Decoder:
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
         self._pad = pad
-        self._shared = list(shared)
-        self._shared_cache = self._cache_of(self._shared) if self._shared else None
+        self._kept = PrefixCache(prefix_bytes)
+        empty = [self._no_keys(layer.self_attn) for layer in self._language.layers]
+        self._nothing = Prefix((), (), empty)
+        self._shared = self._nothing
+        if shared:
+            self._shared = self._extended([EncodedPrompt(list(shared), ())], [self._nothing])[0]
 
     @torch.inference_mode()
     def encode_image(self, patches: Tensor, grid: Tensor) -> ImageFeatures:
@@ -98,34 +114,7 @@ class Decoder:
     @torch.inference_mode()
     def read(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Advance]:
         """Logits [B, V] behind each prompt, and what goes on from there."""
-        skip = len(self._shared)
-        begins_shared = all(prompt.token_ids[:skip] == self._shared and len(prompt.token_ids) > skip for prompt in prompts)
-        if not begins_shared:
-            skip = 0
-        lengths = [len(prompt.token_ids) - skip for prompt in prompts]
-        width = max(lengths)
-        ids = torch.full((len(prompts), width), self._pad)
-        positions = torch.zeros((3, len(prompts), width), dtype=torch.long)
-        visible = torch.zeros((len(prompts), width), dtype=torch.bool)
-        for row, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
-            ids[row, width - length :] = torch.tensor(prompt.token_ids[skip:])
-            positions[:, row, width - length :] = rope_positions(prompt.token_ids, prompt.images, self._image_token)[:, skip:]
-            visible[row, width - length :] = True
-        ids, positions, visible = (value.to(self._device) for value in (ids, positions, visible))
-        hidden = self._language.embed_tokens(ids)
-        images = [image.values for prompt in prompts for image in prompt.images]
-        if images:
-            hidden[ids == self._image_token] = torch.cat(images).to(hidden.dtype)
-        cache = self._start_of(len(prompts)) if skip else []
-        # [B, 1, width, skip + width]: the shared start, and what lies before a token in its own row. A padded column sees
-        # itself, so that no row of the attention is empty.
-        causal = torch.ones(width, width, dtype=torch.bool, device=self._device).tril()
-        own = (causal & visible[:, None, :]) | torch.eye(width, dtype=torch.bool, device=self._device)
-        start = visible.new_ones(len(prompts), width, skip)
-        mask = torch.cat([start, own], dim=2)[:, None]
-        hidden, cache = self._forward(hidden, positions, mask, cache)
-        place = positions[:, :, -1:].amax(dim=0, keepdim=True) + 1
-        visible = torch.cat([visible.new_ones(len(prompts), skip), visible], dim=1)
+        hidden, cache, visible, place = self._read_behind(prompts, self._prefixes(prompts))
 
         @torch.inference_mode()
         def advance(tokens: Tensor, rows: Tensor) -> Tensor:
@@ -140,9 +129,70 @@ class Decoder:
 
         return self._head(hidden[:, -1]), advance
 
-    def _forward(
-        self, hidden: Tensor, positions: Tensor, mask: Tensor | None, cache: KeysAndValues
-    ) -> tuple[Tensor, KeysAndValues]:
+    def _prefixes(self, prompts: Sequence[EncodedPrompt]) -> list[Prefix]:
+        """What each prompt begins with: up to its second image where it has one, else the shared start, else nothing."""
+        cuts: list[EncodedPrompt | None] = []
+        for prompt in prompts:
+            place = second_image(prompt.token_ids, self._image_token)
+            cuts.append(None if place is None else EncodedPrompt(prompt.token_ids[:place], prompt.images[:1]))
+        wanted = {Prefix.key_of(cut.token_ids, cut.images): cut for cut in cuts if cut is not None}
+        found = {key: prefix for key in wanted if (prefix := self._kept.get(key)) is not None}
+        missing = [cut for key, cut in wanted.items() if key not in found]
+        if missing:
+            for prefix in self._extended(missing, [self._start_of(cut) for cut in missing]):
+                self._kept.put(prefix)
+                found[prefix.key] = prefix
+        return [
+            self._start_of(prompt) if cut is None else found[Prefix.key_of(cut.token_ids, cut.images)]
+            for prompt, cut in zip(prompts, cuts, strict=True)
+        ]
+
+    def _start_of(self, prompt: EncodedPrompt) -> Prefix:
+        shared = list(self._shared.token_ids)
+        begins_shared = prompt.token_ids[: len(shared)] == shared and len(prompt.token_ids) > len(shared)
+        return self._shared if begins_shared else self._nothing
+
+    def _extended(self, prompts: Sequence[EncodedPrompt], starts: Sequence[Prefix]) -> list[Prefix]:
+        """The whole prompts as prefixes, each going on from its start."""
+        _, cache, visible, _ = self._read_behind(prompts, starts)
+        made: list[Prefix] = []
+        for row, prompt in enumerate(prompts):
+            own = [(key[row][:, visible[row]], value[row][:, visible[row]]) for key, value in cache]
+            made.append(Prefix(tuple(prompt.token_ids), prompt.images, own))
+        return made
+
+    def _read_behind(
+        self, prompts: Sequence[EncodedPrompt], starts: Sequence[Prefix]
+    ) -> tuple[Tensor, KeysAndValues, Tensor, Tensor]:
+        """Reads what stands behind each start: last hidden states [B, 1, h], keys and values, which of them are no padding
+        [B, start + width], and the next position [1, B, 1]."""
+        lengths = [len(prompt.token_ids) - len(start.token_ids) for prompt, start in zip(prompts, starts, strict=True)]
+        width = max(lengths)
+        ids = torch.full((len(prompts), width), self._pad)
+        positions = torch.zeros((3, len(prompts), width), dtype=torch.long)
+        visible = torch.zeros((len(prompts), width), dtype=torch.bool)
+        images: list[Tensor] = []
+        for row, (prompt, start, length) in enumerate(zip(prompts, starts, lengths, strict=True)):
+            skip = len(start.token_ids)
+            ids[row, width - length :] = torch.tensor(prompt.token_ids[skip:])
+            positions[:, row, width - length :] = rope_positions(prompt.token_ids, prompt.images, self._image_token)[:, skip:]
+            visible[row, width - length :] = True
+            images += [image.values for image in prompt.images[len(start.images) :]]
+        ids, positions, visible = (value.to(self._device) for value in (ids, positions, visible))
+        hidden = self._language.embed_tokens(ids)
+        if images:
+            hidden[ids == self._image_token] = torch.cat(images).to(hidden.dtype)
+        cache, before = join(starts, self._device)
+        # [B, 1, width, start + width]: the start, and what lies before a token in its own row. A padded column sees itself, so
+        # that no row of the attention is empty.
+        causal = torch.ones(width, width, dtype=torch.bool, device=self._device).tril()
+        own = (causal & visible[:, None, :]) | torch.eye(width, dtype=torch.bool, device=self._device)
+        mask = torch.cat([before[:, None].expand(-1, width, -1), own], dim=2)[:, None]
+        hidden, cache = self._forward(hidden, positions, mask, cache)
+        place = positions[:, :, -1:].amax(dim=0, keepdim=True) + 1
+        return hidden, cache, torch.cat([before, visible], dim=1), place
+
+    def _forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, cache: KeysAndValues) -> tuple[Tensor, KeysAndValues]:
         """hidden [B, L, h], positions [3, B, L], mask [B, 1, L, cached + L] → the last position's [B, 1, h], grown cache."""
         cos, sin = self._language.rotary_emb(hidden, positions)
         grown: KeysAndValues = []
@@ -155,30 +205,23 @@ class Decoder:
             key, value = (_heads(project(normed), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
             query, _ = apply_rotary_pos_emb(query, query, cos[:, asking], sin[:, asking])
             key, _ = apply_rotary_pos_emb(key, key, cos, sin)
-            if cache:
-                key, value = torch.cat([cache[number][0], key], dim=2), torch.cat([cache[number][1], value], dim=2)
+            key, value = torch.cat([cache[number][0], key], dim=2), torch.cat([cache[number][1], value], dim=2)
             grown.append((key, value))
             groups = attention.num_key_value_groups
             mixed = scaled_dot_product_attention(
                 query,
                 key.repeat_interleave(groups, dim=1),
                 value.repeat_interleave(groups, dim=1),
-                attn_mask=None if mask is None else mask[:, :, asking],
-                is_causal=mask is None and number != last,
+                attn_mask=mask[:, :, asking],
             )
             hidden = hidden[:, asking] + attention.o_proj(mixed.transpose(1, 2).flatten(2))
             hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
         return self._language.norm(hidden), grown
 
-    @torch.inference_mode()
-    def _cache_of(self, token_ids: Sequence[int]) -> KeysAndValues:
-        ids = torch.tensor([list(token_ids)], device=self._device)
-        positions = torch.arange(len(token_ids), device=self._device).expand(3, 1, -1)
-        return self._forward(self._language.embed_tokens(ids), positions, None, [])[1]
-
-    def _start_of(self, rows: int) -> KeysAndValues:
-        assert self._shared_cache is not None, "made in __init__ when there are shared tokens"
-        return [(key.expand(rows, -1, -1, -1), value.expand(rows, -1, -1, -1)) for key, value in self._shared_cache]
+    def _no_keys(self, attention: Any) -> tuple[Tensor, Tensor]:
+        heads = attention.k_proj.out_features // attention.head_dim
+        empty = torch.empty(heads, 0, attention.head_dim, device=self._device, dtype=self._dtype)
+        return empty, empty
 
 
 def _heads(values: Tensor, width: int) -> Tensor:

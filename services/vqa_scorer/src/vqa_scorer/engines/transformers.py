@@ -58,8 +58,8 @@ class GenerationArguments:
 class TransformersEngine:
     """Generates in batches of at most `batch_size` prompts of similar length.
 
-    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the
-    image features that are kept.
+    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the image features
+    that are kept, `prefix_cache_bytes` the keys and values of first demonstrations.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class TransformersEngine:
         batch_size: int = 32,
         threads: int = 1,
         image_cache_bytes: int = 256 * 2**20,
+        prefix_cache_bytes: int = 512 * 2**20,
     ) -> None:
         self._model_dir = model_dir
         self._template = template
@@ -81,6 +82,7 @@ class TransformersEngine:
         self._dtype: DtypeName = dtype
         self._batch_size = batch_size
         self._threads = threads
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._images = ImageCache(self._encode_image, size=_byte_count, limit=image_cache_bytes)
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
@@ -110,7 +112,12 @@ class TransformersEngine:
         model = model.to(device).eval()
         self._stop_tokens = self._end_of_answer(model)
         shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
-        self._decoder = Decoder(model, shared=self._token_ids(shared), pad=self._processor.tokenizer.pad_token_id)
+        self._decoder = Decoder(
+            model,
+            shared=self._token_ids(shared),
+            pad=self._processor.tokenizer.pad_token_id,
+            prefix_bytes=self._prefix_cache_bytes,
+        )
         self._fingerprint = {
             "vlm": {
                 "model_type": config.model_type,
