@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
 from leverplus.files import file_sha256
-from leverplus.prompts import SHORT_ANSWER, Shot
+from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import greedy_search
 from vqa_scorer.engines.images import ImageCache
@@ -43,11 +43,11 @@ def loaded(folder: Path, **options: Any) -> TransformersEngine:
     return engine
 
 
-def stock_answer(folder: Path, prompt: ScoringPrompt, **arguments: Any) -> str:
+def stock_answer(folder: Path, prompt: ScoringPrompt, *, template: PromptTemplate = SHORT_ANSWER, **arguments: Any) -> str:
     """One prompt through transformers' own processor and generate, without padding."""
     processor = load_processor(folder)
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    messages = SHORT_ANSWER.messages(prompt.demonstrations, prompt.query)
+    messages = template.messages(prompt.demonstrations, prompt.query)
     text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     images = [Image.open(shot.image).convert("RGB") for shot in (*prompt.demonstrations, prompt.query)]
     inputs = processor(text=[text], images=images, return_tensors="pt")
@@ -80,6 +80,17 @@ def test_beams_end_where_stock_generates_do(
 
 def test_the_default_vlm_answers_as_stock_generate(prompts: list[ScoringPrompt]) -> None:
     assert loaded(DEFAULT_VLM, batch_size=2).generate(prompts) == [stock_answer(DEFAULT_VLM, prompt) for prompt in prompts]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_one_turn_a_shot_is_answered_as_stock_generate_does(
+    random_vlm: Path, prompts: list[ScoringPrompt], num_beams: int
+) -> None:
+    for folder in (DEFAULT_VLM, random_vlm):
+        engine = loaded(folder, template=CHAT, arguments=GenerationArguments(num_beams=num_beams), batch_size=2)
+        wanted: dict[str, Any] = {"num_beams": num_beams, "length_penalty": 0.0} if num_beams > 1 else {}
+        assert engine.generate(prompts) == [stock_answer(folder, prompt, template=CHAT, **wanted) for prompt in prompts]
+        assert engine.generation_fingerprint()["prompt"] == CHAT.fingerprint()
 
 
 def test_positions_are_those_of_get_rope_index(random_vlm: Path) -> None:

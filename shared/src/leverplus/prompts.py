@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from leverplus.errors import InvalidConfig
 
@@ -21,10 +21,11 @@ class Shot:
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """One user turn: image and solved question for each demonstration, then image and open question of the query.
+    """How demonstrations and the query are laid out: a named, versioned value that is part of the generation fingerprint.
 
-    `question` and `answered` are format strings over {question} and {answer}. Both are part of the generation
-    fingerprint, with the name and version.
+    turns "one": a single user turn holds image and `answered` for each demonstration, then image and `question` of the
+    query. turns "per-shot": each demonstration is a user turn with image and `question` and an assistant turn with
+    `answered`, and the query a last user turn. `question` and `answered` are format strings over {question} and {answer}.
     """
 
     name: str
@@ -32,28 +33,40 @@ class PromptTemplate:
     system: str
     answered: str
     question: str
+    turns: Literal["one", "per-shot"] = "one"
 
     def messages(self, demonstrations: Sequence[Shot], query: Shot) -> list[dict[str, Any]]:
         """Chat messages in the form that transformers' chat templates take; images are placeholders in prompt order."""
-        content: list[dict[str, Any]] = []
-        for shot in demonstrations:
-            content.append({"type": "image"})
-            content.append({"type": "text", "text": self.answered.format(question=shot.question, answer=shot.answer)})
-        content.append({"type": "image"})
-        content.append({"type": "text", "text": self.question.format(question=query.question)})
-        return [
-            {"role": "system", "content": [{"type": "text", "text": self.system}]},
-            {"role": "user", "content": content},
-        ]
+        solved = [self.answered.format(question=shot.question, answer=shot.answer) for shot in demonstrations]
+        asked = _shown(self.question.format(question=query.question))
+        system = {"role": "system", "content": [_text(self.system)]}
+        if self.turns == "one":
+            shown = [part for text in solved for part in _shown(text)]
+            return [system, {"role": "user", "content": [*shown, *asked]}]
+        messages = [system]
+        for shot, text in zip(demonstrations, solved, strict=True):
+            messages.append({"role": "user", "content": _shown(self.question.format(question=shot.question))})
+            messages.append({"role": "assistant", "content": [_text(text)]})
+        return [*messages, {"role": "user", "content": asked}]
 
     def fingerprint(self) -> dict[str, Any]:
-        return {
+        """`turns` is left out of the one-turn form, whose scores were stored before there was another."""
+        described = {
             "name": self.name,
             "version": self.version,
             "system": self.system,
             "answered": self.answered,
             "question": self.question,
         }
+        return described if self.turns == "one" else {**described, "turns": self.turns}
+
+
+def _shown(text: str) -> list[dict[str, Any]]:
+    return [{"type": "image"}, _text(text)]
+
+
+def _text(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text}
 
 
 SHORT_ANSWER = PromptTemplate(
@@ -63,8 +76,16 @@ SHORT_ANSWER = PromptTemplate(
     answered="Question: {question} Short answer: {answer}\n",
     question="Question: {question} Short answer:",
 )
+CHAT = PromptTemplate(
+    name="chat",
+    version=1,
+    system="Answer each question about its image in one or a few words.",
+    answered="{answer}",
+    question="{question}",
+    turns="per-shot",
+)
 
-TEMPLATES = {template.name: template for template in (SHORT_ANSWER,)}
+TEMPLATES = {template.name: template for template in (SHORT_ANSWER, CHAT)}
 
 
 def template(name: str) -> PromptTemplate:
