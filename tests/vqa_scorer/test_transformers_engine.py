@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,17 +207,20 @@ def test_the_image_cache_is_bounded_and_notices_a_replaced_file(tmp_path: Path) 
         path.write_text(path.name * 4)
     made: list[str] = []
 
-    def make(path: Path) -> str:
-        made.append(path.name)
-        return path.read_text()
+    def make(paths: Sequence[Path]) -> list[str]:
+        made.append("".join(path.name for path in paths))
+        return [path.read_text() for path in paths]
 
     cache = ImageCache(make, size=len, limit=8)
     for path in (paths[0], paths[1], paths[0], paths[2], paths[0]):
-        assert cache.get(path) == path.name * 4
+        assert cache.get([path]) == {path: path.name * 4}
     assert made == ["a", "b", "c"]
-    assert cache.get(paths[1]) == "bbbb"
+    assert cache.get([paths[1], paths[1], paths[0]]) == {paths[1]: "bbbb", paths[0]: "aaaa"}
     assert made == ["a", "b", "c", "b"]
     assert len(cache) == 2
+    assert cache.get(paths) == {path: path.name * 4 for path in paths}
+    assert made[-1] == "c"
+    assert len(cache) == 2
     paths[1].write_text("longer than all")
-    assert cache.get(paths[1]) == "longer than all"
+    assert cache.get([paths[1]])[paths[1]] == "longer than all"
     assert len(cache) == 2

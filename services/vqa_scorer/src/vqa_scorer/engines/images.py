@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -14,6 +16,8 @@ from leverplus.errors import InvalidInput
 T = TypeVar("T")
 FileVersion = tuple[Path, int, int]
 
+_SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+
 
 def read_image(path: Path) -> Image.Image:
     """The decoded RGB image; InvalidInput naming the file if it is missing, truncated or no image."""
@@ -22,6 +26,21 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
         raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
+
+
+def data_url(path: Path) -> str:
+    """The file's own bytes where it is JPEG, PNG or WebP, else its picture as PNG; InvalidInput if it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            kind = _SENT_AS_THEY_ARE.get(image.format or "")
+        content = path.read_bytes() if kind else b""
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+        raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
+    if kind is None:
+        kind, stream = "image/png", io.BytesIO()
+        read_image(path).save(stream, "PNG")
+        content = stream.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def file_version(path: Path) -> FileVersion:
@@ -34,12 +53,13 @@ def file_version(path: Path) -> FileVersion:
 
 
 class ImageCache(Generic[T]):
-    """What `make` made of an image file, the least recently used dropped first. Not safe for several threads.
+    """What `make` made of image files, the least recently used dropped first. Not safe for several threads.
 
-    `size` gives a value's share of `limit` (bytes, say). A value that is larger than the limit is made but not kept.
+    `make` gives a value for each path of a list without repeats. `size` gives a value's share of `limit` (bytes, say). A value
+    that is larger than the limit is made but not kept.
     """
 
-    def __init__(self, make: Callable[[Path], T], *, size: Callable[[T], int], limit: int) -> None:
+    def __init__(self, make: Callable[[Sequence[Path]], list[T]], *, size: Callable[[T], int], limit: int) -> None:
         self._make = make
         self._size = size
         self._limit = limit
@@ -49,17 +69,26 @@ class ImageCache(Generic[T]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def get(self, path: Path) -> T:
-        key = file_version(path)
-        if key in self._values:
-            self._values.move_to_end(key)
-            return self._values[key]
-        value = self._make(path)
+    def get(self, paths: Iterable[Path]) -> dict[Path, T]:
+        """The value of each path; those that are not kept are made together."""
+        versions = {path: file_version(path) for path in dict.fromkeys(paths)}
+        found: dict[Path, T] = {}
+        for path, version in versions.items():
+            if version in self._values:
+                self._values.move_to_end(version)
+                found[path] = self._values[version]
+        missing = [path for path in versions if path not in found]
+        if missing:
+            for path, value in zip(missing, self._make(missing), strict=True):
+                self._keep(versions[path], value)
+                found[path] = value
+        return found
+
+    def _keep(self, version: FileVersion, value: T) -> None:
         if self._size(value) > self._limit:
-            return value
-        self._values[key] = value
+            return
+        self._values[version] = value
         self._held += self._size(value)
         while self._held > self._limit:
             _, dropped = self._values.popitem(last=False)
             self._held -= self._size(dropped)
-        return value

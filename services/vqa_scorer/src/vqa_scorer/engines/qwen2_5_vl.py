@@ -19,6 +19,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from vqa_scorer.engines.decoding import Advance
 from vqa_scorer.engines.prefixes import KeysAndValues, Prefix, PrefixCache, join
+from vqa_scorer.engines.windows import batch_windows
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Decoder:
     def __init__(self, model: Any, *, shared: Sequence[int], pad: int, prefix_bytes: int = 512 * 2**20) -> None:
         self._language = model.model.language_model
         self._visual = model.model.visual
+        batch_windows(self._visual)
         self._head = model.lm_head
         self._image_token = int(model.config.image_token_id)
         self._device: torch.device = model.device
@@ -105,11 +107,15 @@ class Decoder:
             self._shared = self._extended([EncodedPrompt(list(shared), ())], [self._nothing])[0]
 
     @torch.inference_mode()
-    def encode_image(self, patches: Tensor, grid: Tensor) -> ImageFeatures:
-        """Features of one image from the processor's `pixel_values` and `image_grid_thw` [1, 3]."""
-        values = self._visual(patches.to(self._device, self._dtype), grid_thw=grid.to(self._device)).pooler_output
+    def encode_images(self, patches: Sequence[Tensor], grids: Sequence[Tensor]) -> list[ImageFeatures]:
+        """Features of images from the processor's `pixel_values` and `image_grid_thw` [1, 3] of each, in one pass."""
         merge = int(self._visual.spatial_merge_size)
-        return ImageFeatures(values, int(grid[0, 1]) // merge, int(grid[0, 2]) // merge)
+        shapes = [(int(grid[0, 1]) // merge, int(grid[0, 2]) // merge) for grid in grids]
+        joined = torch.cat([part.to(self._device, self._dtype, non_blocking=True) for part in patches])
+        values = self._visual(joined, grid_thw=torch.cat(list(grids)).to(self._device)).pooler_output
+        parts = values.split([rows * columns for rows, columns in shapes])
+        # A part that is kept must not keep the whole pass.
+        return [ImageFeatures(part.clone(), *shape) for part, shape in zip(parts, shapes, strict=True)]
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Advance]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
@@ -22,6 +25,9 @@ from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures
 
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
+
+PATCHES_PER_PASS = 32_768
+"""Of images that go through the vision tower together: 20 of 480 × 640 pixels."""
 
 MODEL_TYPES = ("qwen2_5_vl",)
 """Model types whose image placeholders this engine knows how to write."""
@@ -79,11 +85,12 @@ class TransformersEngine:
         self._template = template
         self._arguments = arguments or GenerationArguments()
         self._device: Device = device
+        self._preparing_threads = 1
         self._dtype: DtypeName = dtype
         self._batch_size = batch_size
         self._threads = threads
         self._prefix_cache_bytes = prefix_cache_bytes
-        self._images = ImageCache(self._encode_image, size=_byte_count, limit=image_cache_bytes)
+        self._images = ImageCache(self._encode_images, size=_byte_count, limit=image_cache_bytes)
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
         self._decoder: Decoder | None = None
@@ -110,6 +117,8 @@ class TransformersEngine:
             raise InvalidCheckpoint(path=directory, reason=f"not readable: {exc}") from exc
         self._processor = load_processor(directory)
         model = model.to(device).eval()
+        # On a processor the preparation would take the cores from the model.
+        self._preparing_threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 1
         self._stop_tokens = self._end_of_answer(model)
         shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
         self._decoder = Decoder(
@@ -141,7 +150,7 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
-        encoded = [self._encode(prompt) for prompt in prompts]
+        encoded = self._encode(prompts)
         by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index].token_ids), reverse=True)
         texts = [""] * len(encoded)
         for start in range(0, len(by_length), self._batch_size):
@@ -151,8 +160,12 @@ class TransformersEngine:
                 texts[index] = text
         return texts
 
-    def _encode(self, prompt: ScoringPrompt) -> EncodedPrompt:
-        images = tuple(self._images.get(shot.image) for shot in (*prompt.demonstrations, prompt.query))
+    def _encode(self, prompts: Sequence[ScoringPrompt]) -> list[EncodedPrompt]:
+        features = self._images.get(shot.image for prompt in prompts for shot in (*prompt.demonstrations, prompt.query))
+        return [self._encode_one(prompt, features) for prompt in prompts]
+
+    def _encode_one(self, prompt: ScoringPrompt, features: Mapping[Path, ImageFeatures]) -> EncodedPrompt:
+        images = tuple(features[shot.image] for shot in (*prompt.demonstrations, prompt.query))
         text = self._text(prompt.demonstrations, prompt.query)
         placeholder: str = self._processor.image_token
         parts = text.split(placeholder)
@@ -168,9 +181,23 @@ class TransformersEngine:
     def _token_ids(self, text: str) -> list[int]:
         return self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _encode_image(self, path: Path) -> ImageFeatures:
+    def _encode_images(self, paths: Sequence[Path]) -> list[ImageFeatures]:
+        """Features of images, so many in a pass as PATCHES_PER_PASS allows; the next are prepared while the device works."""
+        made: list[ImageFeatures] = []
+        patches: list[Tensor] = []
+        grids: list[Tensor] = []
+        with ThreadPoolExecutor(self._preparing_threads) as pool:
+            for prepared, grid in pool.map(self._prepare_image, paths):
+                if patches and sum(map(len, patches)) + len(prepared) > PATCHES_PER_PASS:
+                    made += self._loaded.encode_images(patches, grids)
+                    patches, grids = [], []
+                patches.append(prepared)
+                grids.append(grid)
+        return made + self._loaded.encode_images(patches, grids)
+
+    def _prepare_image(self, path: Path) -> tuple[Tensor, Tensor]:
         made = self._processor.image_processor(images=[read_image(path)], return_tensors="pt")
-        return self._loaded.encode_image(made["pixel_values"], made["image_grid_thw"])
+        return made["pixel_values"], made["image_grid_thw"]
 
     @property
     def _loaded(self) -> Decoder:
