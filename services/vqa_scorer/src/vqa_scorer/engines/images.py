@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,8 +14,6 @@ from leverplus.errors import InvalidInput
 T = TypeVar("T")
 FileVersion = tuple[Path, int, int]
 
-_SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-
 
 def read_image(path: Path) -> Image.Image:
     """The decoded RGB image; InvalidInput naming the file if it is missing, truncated or no image."""
@@ -26,21 +22,6 @@ def read_image(path: Path) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
         raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
-
-
-def data_url(path: Path) -> str:
-    """The file's own bytes where it is JPEG, PNG or WebP, else its picture as PNG; InvalidInput if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            kind = _SENT_AS_THEY_ARE.get(image.format or "")
-        content = path.read_bytes() if kind else b""
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
-    if kind is None:
-        kind, stream = "image/png", io.BytesIO()
-        read_image(path).save(stream, "PNG")
-        content = stream.getvalue()
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def file_version(path: Path) -> FileVersion:

@@ -1,0 +1,209 @@
+"""The VLM behind an OpenAI-compatible server that takes images: vLLM, SGLang.
+
+Nothing here can see the model's weights, so its name and revision are what the user declares. The only engine that needs
+httpx; it is imported when it is chosen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, Unavailable, shorten
+from leverplus.prompts import SHORT_ANSWER, PromptTemplate
+from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.data_urls import data_url
+from vqa_scorer.engines.openai_server import BadAnswer, OpenAIServer, RetryPolicy
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WHOLE_ANSWERS = ("stop", "length")
+_CLOSE_LIMIT_S = 5.0
+
+
+class OpenAIEngine:
+    """Greedy answers of `model` at `url`, `concurrency` requests at a time.
+
+    `revision` is declared by the user: another one is due when the server gets other weights under the same name, for
+    scores are stored under it. InvalidConfig for a URL, key, model, revision or number of beams that cannot be used.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        model: str,
+        revision: str,
+        api_key: str | None = None,
+        template: PromptTemplate = SHORT_ANSWER,
+        max_new_tokens: int = 5,
+        num_beams: int = 1,
+        concurrency: int = 16,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        if num_beams != 1:
+            raise InvalidConfig(
+                field="LEVERPLUS_NUM_BEAMS",
+                reason=f"{num_beams} beams were asked for, and an OpenAI-compatible server is asked greedily; set it to 1",
+            )
+        for field, value in (("LEVERPLUS_OPENAI_MODEL", model), ("LEVERPLUS_OPENAI_REVISION", revision)):
+            if not value.strip():
+                raise InvalidConfig(field=field, reason="is empty; scores are stored under it, so it must be declared")
+        self._server = OpenAIServer(url, api_key=api_key, concurrency=concurrency, retry=retry or RetryPolicy())
+        self._model = model
+        self._revision = revision
+        self._template = template
+        self._max_new_tokens = max_new_tokens
+        self._concurrency = concurrency
+        self._runner = asyncio.Runner()
+        self._busy = threading.Lock()
+        self._closing = threading.Event()
+        self._closed = False
+        self._running: asyncio.Task[Any] | None = None
+
+    def load(self) -> None:
+        """Waits, as long as the retry policy says, for a server that lists the model.
+
+        Unavailable where none answers, InvalidConfig where it has no such model or refuses the key.
+        """
+        self._run(self._require_model())
+
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+        """Raw texts in the order of `prompts`.
+
+        The first that fails for good ends the others: Unavailable where the server stayed away, GenerationFailed where it
+        answered something that is no whole text, InvalidInput for an image that cannot be read.
+        """
+        return self._run(self._answers(prompts))
+
+    @property
+    def has_probabilities(self) -> bool:
+        """Chat completions weigh only what the model itself writes, not an answer that is given."""
+        return False
+
+    def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        raise InvalidInput("an OpenAI-compatible server gives no probability of an answer; score with a model directory for that")
+
+    def generation_fingerprint(self) -> dict[str, Any]:
+        return {
+            "vlm": {"server": "openai", "model": self._model, "revision": self._revision},
+            "prompt": self._template.fingerprint(),
+            "arguments": {"max_new_tokens": self._max_new_tokens, "num_beams": 1, "length_penalty": None},
+            "dtype": None,
+        }
+
+    def reserved_texts(self) -> frozenset[str]:
+        """Marks of the Qwen family: a server doesn't tell its model's own, and reads them inside a text all the same."""
+        names = ("im_start", "im_end", "endoftext", "vision_start", "vision_end", "image_pad", "video_pad")
+        return frozenset(f"<|{name}|>" for name in names)
+
+    def close(self) -> None:
+        """Cancels what runs, so that the server drops it too, and closes the connections. From any thread, also again."""
+        self._closing.set()
+        if (running := self._running) is not None:
+            running.get_loop().call_soon_threadsafe(running.cancel)
+        if not self._busy.acquire(timeout=_CLOSE_LIMIT_S):
+            logger.warning("requests to %s did not end within %s s of being cancelled", self._server.url, _CLOSE_LIMIT_S)
+            return
+        try:
+            if not self._closed:
+                self._closed = True
+                self._runner.run(self._server.close())
+                self._runner.close()
+        finally:
+            self._busy.release()
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work` in the engine's own event loop, in the calling thread."""
+        try:
+            with self._busy:
+                if self._closing.is_set():
+                    raise asyncio.CancelledError
+                return self._runner.run(self._cancellable(work))
+        except asyncio.CancelledError:
+            hint = "try again when it is back"
+            raise Unavailable(what="the VLM server", reason="the scorer is stopping", hint=hint) from None
+        finally:
+            self._running = None
+            work.close()
+
+    async def _cancellable(self, work: Coroutine[Any, Any, T]) -> T:
+        self._running = asyncio.current_task()
+        if self._closing.is_set():
+            raise asyncio.CancelledError
+        return await work
+
+    async def _require_model(self) -> None:
+        try:
+            document = await self._server.json("GET", "/models")
+        except BadAnswer as exc:
+            field = "LEVERPLUS_OPENAI_API_KEY" if exc.status in (401, 403) else "LEVERPLUS_OPENAI_URL"
+            raise InvalidConfig(field=field, reason=str(exc)) from None
+        try:
+            listed = [str(entry["id"]) for entry in document["data"]]
+        except (KeyError, TypeError):
+            said = self._shown(document)
+            raise InvalidConfig(
+                field="LEVERPLUS_OPENAI_URL", reason=f"{self._server.url}/models holds no list of models: {said}"
+            ) from None
+        if self._model not in listed:
+            shown = shorten(", ".join(listed) or "none")
+            raise InvalidConfig(
+                field="LEVERPLUS_OPENAI_MODEL", reason=f"{self._server.url} does not serve {self._model!r}; it serves: {shown}"
+            )
+
+    async def _answers(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+        places = asyncio.Semaphore(self._concurrency)
+
+        async def answer(prompt: ScoringPrompt) -> str:
+            async with places:
+                payload = await asyncio.to_thread(self._payload, prompt)
+                try:
+                    return self._text(await self._server.json("POST", "/chat/completions", payload))
+                except BadAnswer as exc:
+                    asked = f"{exc} (to {prompt.query.question!r} behind {len(prompt.demonstrations)} demonstrations)"
+                    raise GenerationFailed(prompts=len(prompts), reason=asked) from None
+
+        tasks = [asyncio.create_task(answer(prompt)) for prompt in prompts]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _payload(self, prompt: ScoringPrompt) -> dict[str, Any]:
+        """The template's messages with each image as a data URL; a content without images is a plain string."""
+        shots = iter((*prompt.demonstrations, prompt.query))
+        messages: list[dict[str, Any]] = []
+        for message in self._template.messages(prompt.demonstrations, prompt.query):
+            parts: list[dict[str, Any]] = message["content"]
+            content: Any = [
+                {"type": "image_url", "image_url": {"url": data_url(next(shots).image)}} if part["type"] == "image" else part
+                for part in parts
+            ]
+            if all(part["type"] == "text" for part in parts):
+                content = "".join(part["text"] for part in parts)
+            messages.append({"role": message["role"], "content": content})
+        return {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": self._max_new_tokens}
+
+    def _text(self, document: Any) -> str:
+        """The answer's text, which may be empty; BadAnswer naming what came instead."""
+        try:
+            choice = document["choices"][0]
+            text, reason = choice["message"]["content"], choice["finish_reason"]
+        except (KeyError, IndexError, TypeError):
+            raise BadAnswer(f"no answer in {self._shown(document)}") from None
+        if reason not in _WHOLE_ANSWERS:
+            raise BadAnswer(f"finish_reason is {reason!r}; a whole answer ends with {' or '.join(_WHOLE_ANSWERS)}")
+        if not isinstance(text, str):
+            raise BadAnswer(f"the answer's content is no text: {self._shown(choice)}")
+        return text
+
+    def _shown(self, value: Any) -> str:
+        return shorten(self._server.without_key(str(value)))

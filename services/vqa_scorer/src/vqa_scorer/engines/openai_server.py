@@ -1,0 +1,161 @@
+"""Requests to an OpenAI-compatible server: bounded in number and in time, and tried again where that may help."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from leverplus.errors import InvalidConfig, Unavailable, shorten
+
+logger = logging.getLogger(__name__)
+
+_TOO_MANY_REQUESTS = 429
+_CONNECT_LIMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long a request is tried. Times in seconds.
+
+    After attempt n fails it waits `first_wait_s` · 2ⁿ⁻¹, at most `longest_wait_s`, times a random factor from ½ to 1, and
+    never less than a Retry-After asks for. It gives up after `attempts`, or when the next one would begin past `total_s`.
+    """
+
+    attempts: int = 6
+    total_s: float = 180.0
+    attempt_s: float = 60.0
+    first_wait_s: float = 0.5
+    longest_wait_s: float = 20.0
+
+    def wait_s(self, attempt: int, retry_after_s: float) -> float:
+        backoff = min(self.first_wait_s * 2 ** (attempt - 1), self.longest_wait_s)
+        return max(backoff * random.uniform(0.5, 1.0), retry_after_s)
+
+
+class BadAnswer(Exception):
+    """The server answered, and asking again would not help. `status` is None where it is no matter of the status."""
+
+    def __init__(self, reason: str, status: int | None = None) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class _Passing(Exception):
+    """An attempt failed in a way that may pass."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+
+
+class OpenAIServer:
+    """At most `concurrency` requests at a time to `url` (http://host:port/v1; a URL without a path gets /v1).
+
+    The key is sent as a bearer token and shown nowhere. Belongs to the event loop of its first request. InvalidConfig for a
+    URL or a key that cannot be used.
+    """
+
+    def __init__(self, url: str, *, api_key: str | None, concurrency: int, retry: RetryPolicy) -> None:
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise InvalidConfig(field="LEVERPLUS_OPENAI_API_KEY", reason="holds a space, a line's end or a sign outside ASCII")
+        self.url = _checked_url(url)
+        self._api_key = api_key
+        self._concurrency = concurrency
+        self._retry = retry
+        self._client: httpx.AsyncClient | None = None
+
+    async def json(self, method: str, path: str, payload: Any = None) -> Any:
+        """The JSON of a 200 answer. Unavailable when the policy gives up, BadAnswer for what it doesn't try again."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._retry.total_s
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                async with asyncio.timeout_at(min(end, loop.time() + self._retry.attempt_s)):
+                    return await self._attempt(method, path, payload)
+            except TimeoutError:
+                failure = _Passing("no answer in time")
+            except _Passing as exc:
+                failure = exc
+            wait = self._retry.wait_s(attempt, failure.retry_after_s)
+            if attempt >= self._retry.attempts or loop.time() + wait >= end:
+                tried = f"attempt {attempt} of at most {self._retry.attempts} in {self._retry.total_s:g} s: {failure}"
+                hint = "what it did not answer was not stored; try again"
+                raise Unavailable(what=f"the VLM server at {self.url}", reason=tried, hint=hint)
+            logger.info("%s %s%s: %s; again in %.1f s", method, self.url, path, failure, wait)
+            await asyncio.sleep(wait)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    def without_key(self, text: str) -> str:
+        """A server may repeat the key in what it answers."""
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+    async def _attempt(self, method: str, path: str, payload: Any) -> Any:
+        try:
+            response = await self._http().request(method, self.url + path, json=payload)
+        except httpx.TransportError as exc:
+            raise _Passing(self.without_key(f"{type(exc).__name__} {exc}".strip())) from None
+        except httpx.HTTPError as exc:
+            raise BadAnswer(self.without_key(f"{type(exc).__name__} {exc}")) from None
+        status, body = response.status_code, shorten(self.without_key(response.text))
+        said = f"HTTP {status} {body}".strip()
+        if status == _TOO_MANY_REQUESTS or status >= 500:
+            asked = _seconds(response.headers.get("Retry-After"))
+            raise _Passing(f"{said}, Retry-After {asked:g} s" if asked else said, asked)
+        if status != 200:
+            raise BadAnswer(f"{method} {self.url}{path} was answered with {said}", status)
+        try:
+            return response.json()
+        except ValueError:
+            raise BadAnswer(f"{method} {self.url}{path} was answered with no JSON: {body}") from None
+
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+                limits=httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
+                # asyncio bounds an attempt as a whole
+                timeout=httpx.Timeout(None, connect=_CONNECT_LIMIT_S),
+                # A machine's HTTP_PROXY must not stand between it and itself.
+                mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},
+            )
+        return self._client
+
+
+def _checked_url(url: str) -> str:
+    """Without a trailing slash, and with /v1 where there is no path."""
+    field, example = "LEVERPLUS_OPENAI_URL", "write it like http://127.0.0.1:8000/v1"
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as exc:
+        raise InvalidConfig(field=field, reason=f"is no URL: {exc}; {example}") from None
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise InvalidConfig(field=field, reason="may hold no user, query or fragment; a key goes in LEVERPLUS_OPENAI_API_KEY")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidConfig(field=field, reason=f"{url!r} is no URL of a server; {example}")
+    return str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
+
+
+def _seconds(retry_after: str | None) -> float:
+    """A Retry-After header, seconds or a date, as seconds from now; 0 where it says nothing (RFC 9110, section 10.2.3)."""
+    if retry_after is None:
+        return 0.0
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    try:
+        moment = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+    return max((aware - datetime.now(UTC)).total_seconds(), 0.0)
