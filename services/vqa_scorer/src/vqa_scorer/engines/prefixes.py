@@ -69,10 +69,14 @@ class PrefixCache:
             self._held -= dropped.bytes
 
 
-def join(prefixes: Sequence[Prefix], device: torch.device) -> tuple[KeysAndValues, Tensor]:
-    """Keys and values of a batch, padded on the left to the longest, and which of them are no padding [B, length]."""
+def round_up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def join(prefixes: Sequence[Prefix], device: torch.device, *, multiple: int = 1) -> tuple[KeysAndValues, Tensor]:
+    """Keys and values of a batch, and which of them are no padding [B, length]; padded on the left to the longest, rounded up."""
     lengths = torch.tensor([len(prefix.token_ids) for prefix in prefixes], device=device)
-    longest = max(len(prefix.token_ids) for prefix in prefixes)
+    longest = round_up(max(len(prefix.token_ids) for prefix in prefixes), multiple)
     seen = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
     joined: KeysAndValues = []
     for layer in range(len(prefixes[0].cache)):
@@ -84,7 +88,7 @@ def join(prefixes: Sequence[Prefix], device: torch.device) -> tuple[KeysAndValue
 def _padded(parts: Sequence[Tensor], longest: int) -> Tensor:
     """[heads, length, width] each → [B, heads, longest, width]; padding is 0, for a NaN would pass through a mask."""
     first = parts[0]
-    if all(part is first for part in parts):
+    if first.shape[1] == longest and all(part is first for part in parts):
         return first.expand(len(parts), -1, -1, -1)
     whole = first.new_zeros(len(parts), first.shape[0], longest, first.shape[2])
     for row, part in enumerate(parts):

@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 from vqa_scorer.engines.decoding import Advance
-from vqa_scorer.engines.prefixes import KeysAndValues, Prefix, PrefixCache, join
+from vqa_scorer.engines.prefixes import KeysAndValues, Prefix, PrefixCache, join, round_up
 from vqa_scorer.engines.windows import batch_windows
 
 
@@ -99,6 +99,8 @@ class Decoder:
         self._device: torch.device = model.device
         self._dtype: torch.dtype = model.dtype
         self._pad = pad
+        # A GPU's attention with a mask is fast for lengths that are multiples of 8 only.
+        self._multiple = 8 if self._device.type == "cuda" else 1
         self._kept = PrefixCache(prefix_bytes)
         empty = [self._no_keys(layer.self_attn) for layer in self._language.layers]
         self._nothing = Prefix((), (), empty)
@@ -173,7 +175,7 @@ class Decoder:
         """Reads what stands behind each start: last hidden states [B, 1, h], keys and values, which of them are no padding
         [B, start + width], and the next position [1, B, 1]."""
         lengths = [len(prompt.token_ids) - len(start.token_ids) for prompt, start in zip(prompts, starts, strict=True)]
-        width = max(lengths)
+        width = round_up(max(lengths), self._multiple)
         ids = torch.full((len(prompts), width), self._pad)
         positions = torch.zeros((3, len(prompts), width), dtype=torch.long)
         visible = torch.zeros((len(prompts), width), dtype=torch.bool)
@@ -188,7 +190,7 @@ class Decoder:
         hidden = self._language.embed_tokens(ids)
         if images:
             hidden[ids == self._image_token] = torch.cat(images).to(hidden.dtype)
-        cache, before = join(starts, self._device)
+        cache, before = join(starts, self._device, multiple=self._multiple)
         # [B, 1, width, start + width]: the start, and what lies before a token in its own row. A padded column sees itself, so
         # that no row of the attention is empty.
         causal = torch.ones(width, width, dtype=torch.bool, device=self._device).tril()

@@ -115,18 +115,7 @@ class TransformersEngine:
             config, model = _read_model(directory, dtype)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
             raise InvalidCheckpoint(path=directory, reason=f"not readable: {exc}") from exc
-        self._processor = load_processor(directory)
-        model = model.to(device).eval()
-        # On a processor the preparation would take the cores from the model.
-        self._preparing_threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 1
-        self._stop_tokens = self._end_of_answer(model)
-        shared = self._text((), Shot(Path(), "")).split(self._processor.image_token)[0]
-        self._decoder = Decoder(
-            model,
-            shared=self._token_ids(shared),
-            pad=self._processor.tokenizer.pad_token_id,
-            prefix_bytes=self._prefix_cache_bytes,
-        )
+        self.attach(model.to(device).eval(), load_processor(directory))
         self._fingerprint = {
             "vlm": {
                 "model_type": config.model_type,
@@ -138,6 +127,20 @@ class TransformersEngine:
             "arguments": self._arguments.fingerprint(),
             "dtype": str(dtype).removeprefix("torch."),
         }
+
+    def attach(self, model: Any, processor: Any) -> None:
+        """Generates with a model in eval mode that is on its device; `load` does so with the directory's."""
+        self._processor = processor
+        # On a processor the preparation would take the cores from the model.
+        self._preparing_threads = min(16, os.cpu_count() or 1) if model.device.type == "cuda" else 1
+        self._stop_tokens = self._end_of_answer(model)
+        shared = self._text((), Shot(Path(), "")).split(processor.image_token)[0]
+        self._decoder = Decoder(
+            model,
+            shared=self._token_ids(shared),
+            pad=processor.tokenizer.pad_token_id,
+            prefix_bytes=self._prefix_cache_bytes,
+        )
 
     def generation_fingerprint(self) -> dict[str, Any]:
         assert self._fingerprint, "load() comes first"
