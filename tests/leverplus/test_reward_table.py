@@ -62,6 +62,12 @@ def test_what_is_no_pointer_is_refused(positions: tuple[int, ...]) -> None:
         pointer_index(positions, 3)
 
 
+def test_positions_may_be_an_array_but_are_whole_numbers() -> None:
+    assert pointer_index(np.array([2, 1]), 3) == 9
+    with pytest.raises(TypeError):
+        pointer_index([0.5], 3)  # pyright: ignore[reportArgumentType]
+
+
 def test_rewards_of_single_pointers(table: RewardTable) -> None:
     assert table.reward(20, ()) == 0.0
     assert table.reward(20, (2,)) == 1.0
@@ -105,6 +111,8 @@ def test_pools_are_recognised(table: RewardTable) -> None:
     table.require_pools(POOLS, "val")
     with pytest.raises(InvalidInput):
         table.require_pools(POOLS[::-1], "val")
+    with pytest.raises(NotFound, match=r"test.*there are: val"):
+        table.require_pools(POOLS, "test")
 
 
 def test_a_table_that_is_not_whole_is_refused(folder: Path) -> None:

@@ -12,6 +12,7 @@ import io
 import lzma
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -45,20 +46,21 @@ def columns(pool_size: int, shots: int) -> slice:
     return slice(begin, begin + pointer_count(pool_size, shots))
 
 
-def pointer_index(positions: Sequence[int], pool_size: int) -> int:
+def pointer_index(positions: Sequence[int] | npt.NDArray[np.integer[Any]], pool_size: int) -> int:
     """Column of a pointer; InvalidPointer for more than two positions, one twice, or one outside the pool."""
+    positions = [index(position) for position in positions]
     if len(positions) > MOST_SHOTS or len(set(positions)) != len(positions):
-        raise InvalidPointer(f"positions {list(positions)}: expected none, one, or two different ones")
+        raise InvalidPointer(f"positions {positions}: expected none, one, or two different ones")
     outside = [position for position in positions if not 0 <= position < pool_size]
     if outside:
-        raise InvalidPointer(f"positions {list(positions)}: {outside[0]} is outside the pool of {pool_size}")
+        raise InvalidPointer(f"positions {positions}: {outside[0]} is outside the pool of {pool_size}")
     match positions:
         case []:
             return 0
         case [only]:
-            return 1 + int(only)
+            return 1 + only
         case [first, second]:
-            return 1 + pool_size + int(first) * (pool_size - 1) + int(second) - int(second > first)
+            return 1 + pool_size + first * (pool_size - 1) + second - int(second > first)
         case _:
             raise AssertionError(positions)
 
@@ -86,9 +88,7 @@ class RewardTable:
         """Reads and checks a split: NotFound without it, InvalidDataset where a file is not what table.json says."""
         header = _header(folder)
         try:
-            found: Any = header["splits"].get(split)
-            if found is None:
-                raise NotFound(what="split of the reward table", name=split, hint=f"there are: {', '.join(header['splits'])}")
+            found = _split(header, split)
             path = folder / str(found["file"])
             if not path.is_file():
                 raise NotFound(what="reward file", name=str(path), hint="table.json names it: the folder is incomplete")
@@ -114,7 +114,7 @@ class RewardTable:
         """[Q, n]: rewards of the pointers of that length, in the order of the columns."""
         return self.levels[self.codes[:, columns(self.pool_size, shots)]]
 
-    def reward(self, query_id: int, positions: Sequence[int]) -> float:
+    def reward(self, query_id: int, positions: Sequence[int] | npt.NDArray[np.integer[Any]]) -> float:
         """Reward of one pointer, as positions in the query's pool; NotFound for a query that is not in the table."""
         rows = np.flatnonzero(self.query_ids == query_id)
         if not rows.size:
@@ -123,7 +123,7 @@ class RewardTable:
 
     def require_pools(self, pools: npt.NDArray[np.integer[Any]], split: str) -> None:
         """InvalidInput unless `pools` [Q, K] are the ItemIds that the table was made over, row by row."""
-        if pools_digest(pools) != self.header["splits"][split]["pools_sha256"]:
+        if pools_digest(pools) != _split(self.header, split)["pools_sha256"]:
             policy = self.header["pool"]
             raise InvalidInput(f"these are not the pools of the reward table's split {split!r}, whose policy is {policy}")
 
@@ -150,8 +150,8 @@ class RewardTable:
         """[Q]: rewards of one pointer a query, positions [Q, shots]."""
         if len(positions) != len(self.query_ids):
             raise InvalidInput(f"{len(positions)} pointers for the {len(self.query_ids)} queries of the table")
-        index = [pointer_index(row, self.pool_size) for row in positions.tolist()]
-        return self.levels[self.codes[np.arange(len(index)), index]]
+        found = [pointer_index(row, self.pool_size) for row in positions.tolist()]
+        return self.levels[self.codes[np.arange(len(found)), found]]
 
     def expected(self, probabilities: npt.NDArray[np.floating[Any]], shots: int) -> Floats:
         """[Q]: exact expectation of a policy that takes the pointers of that length with `probabilities` [Q, n].
@@ -191,6 +191,13 @@ def _header(folder: Path) -> dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise InvalidDataset(path=path, reason=f"not the header of a reward table of format {FORMAT}")
     return header
+
+
+def _split(header: Mapping[str, Any], split: str) -> Any:
+    found = header["splits"].get(split)
+    if found is None:
+        raise NotFound(what="split of the reward table", name=split, hint=f"there are: {', '.join(header['splits'])}")
+    return found
 
 
 def _check_shots(shots: int) -> int:
