@@ -13,7 +13,9 @@ from leverplus.errors import InvalidConfig, InvalidInput
 from leverplus.metric import (
     FLAVOURS,
     VqaScore,
+    answer_texts,
     extract_answer,
+    gt_probability,
     metric_fingerprint,
     normalise_answer,
     score_answer,
@@ -231,3 +233,15 @@ def test_majority_answers_of_vizwiz_val(flavour: str) -> None:
     accuracies = [vqa_accuracy(majority_answer(given) or "", given, flavour) for given in human]  # pyright: ignore[reportArgumentType]
     assert len(accuracies) == 4319
     assert round(100 * sum(accuracies) / len(accuracies), 2) == 94.11
+
+
+def test_gt_probability_weighs_distinct_answers_as_the_metric_credits_them():
+    answers = ["red"] * 6 + ["red bus", " red bus ", "bus", ""] + ["  "]
+    known = {"red": 0.5, "red bus": 0.3, "bus": 0.9}
+    assert answer_texts(answers) == ("red", "red bus", "bus")
+    assert gt_probability(answers, known) == pytest.approx(0.5 + 0.3 * 2 / 3 + 0.9 / 3)
+    assert gt_probability(["a", "b"] * 3, {"a": 0.9, "b": 0.8}) == pytest.approx(1.7), "length-normalised: it may pass 1"
+    assert gt_probability([], {}) is None
+    assert gt_probability([" "], {}) is None
+    with pytest.raises(KeyError, match="bus"):
+        gt_probability(answers, {"red": 0.5, "red bus": 0.3})

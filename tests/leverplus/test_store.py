@@ -81,6 +81,16 @@ def test_the_first_committed_text_stays(engine: Engine):
     assert store.committed("d", "g", [key(1, 2), key(1, 3)]) == {key(1, 2): "first", key(1, 3): "new"}
 
 
+def test_probabilities_are_apart_from_texts_and_the_first_stay(engine: Engine):
+    store = ScoreStore(engine)
+    store.commit_probabilities("d", "g", {key(1, 2): {"red": 0.1 + 0.2, "blau\u00e4": 1e-300}, key(1): {"red": 0.5}})
+    store.commit_probabilities("d", "g", {key(1): {"red": 0.6}, key(1, 3): {}})
+    found = store.committed_probabilities("d", "g", [key(1, 2), key(1), key(1, 3), key(2)])
+    assert found == {key(1, 2): {"red": 0.1 + 0.2, "blau\u00e4": 1e-300}, key(1): {"red": 0.5}, key(1, 3): {}}
+    assert store.committed("d", "g", [key(1, 2), key(1)]) == {}
+    assert store.committed_probabilities("d", "other", [key(1)]) == {}
+
+
 def test_many_keys_are_looked_up_in_parts(engine: Engine):
     store = ScoreStore(engine)
     rows = {key(query, 7): str(query) for query in range(1_000)}

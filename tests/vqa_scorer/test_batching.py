@@ -33,8 +33,8 @@ class Recorder:
 @asynccontextmanager
 async def started(
     recorder: Recorder, *, batch_size: int = 4, capacity: int = 4, load: Callable[[], None] = lambda: None
-) -> AsyncGenerator[BatchWorker[str, int]]:
-    worker: BatchWorker[str, int] = BatchWorker(
+) -> AsyncGenerator[BatchWorker[str, int, str]]:
+    worker: BatchWorker[str, int, str] = BatchWorker(
         recorder, load=load, batch_size=batch_size, capacity=capacity, length=lambda length: length
     )
     worker.start()
@@ -54,11 +54,11 @@ async def started(
         await asyncio.to_thread(worker.close)
 
 
-async def occupy(worker: BatchWorker[str, int], recorder: Recorder) -> asyncio.Task[dict[str, str]]:
+async def occupy(worker: BatchWorker[str, int, str], recorder: Recorder) -> asyncio.Task[dict[str, str]]:
     """Puts the engine to work on the key `first` and returns when it has been taken."""
     ticket = worker.submit({"first": 0})
     assert await asyncio.to_thread(recorder.taken.wait, 10)
-    return asyncio.ensure_future(ticket.texts())
+    return asyncio.ensure_future(ticket.values())
 
 
 def test_requests_that_wait_share_a_batch_and_a_lone_one_is_not_held_up() -> None:
@@ -69,8 +69,8 @@ def test_requests_that_wait_share_a_batch_and_a_lone_one_is_not_held_up() -> Non
             one, two = worker.submit({"a": 0, "b": 0}), worker.submit({"c": 0})
             recorder.gate.set()
             assert await first == {"first": "FIRST"}
-            assert await one.texts() == {"a": "A", "b": "B"}
-            assert await two.texts() == {"c": "C"}
+            assert await one.values() == {"a": "A", "b": "B"}
+            assert await two.values() == {"c": "C"}
         assert recorder.batches == [["first"], ["a", "b", "c"]]
 
     asyncio.run(scenario())
@@ -103,8 +103,8 @@ def test_identical_keys_on_their_way_are_worked_on_once() -> None:
             again, waiting, joined = worker.submit({"first": 0}), worker.submit({"a": 0}), worker.submit({"a": 0})
             worker.abandon(waiting)
             recorder.gate.set()
-            assert await first == await again.texts() == {"first": "FIRST"}
-            assert await joined.texts() == {"a": "A"}
+            assert await first == await again.values() == {"first": "FIRST"}
+            assert await joined.values() == {"a": "A"}
         assert recorder.batches == [["first"], ["a"]]
 
     asyncio.run(scenario())
@@ -120,8 +120,8 @@ def test_a_failed_batch_answers_all_in_it_and_the_next_one_runs() -> None:
             recorder.gate.set()
             for ticket in (one, two):
                 with pytest.raises(GenerationFailed, match="2 prompts: RuntimeError: out of memory"):
-                    await ticket.texts()
-            assert await worker.submit({"a": 0}).texts() == {"a": "A"}
+                    await ticket.values()
+            assert await worker.submit({"a": 0}).values() == {"a": "A"}
 
     asyncio.run(scenario())
 
@@ -137,7 +137,7 @@ def test_an_abandoned_ticket_frees_its_places_and_is_not_worked_on() -> None:
             kept = worker.submit({"c": 0, "d": 0})
             recorder.gate.set()
             await first
-            assert await kept.texts() == {"c": "C", "d": "D"}
+            assert await kept.values() == {"c": "C", "d": "D"}
         assert recorder.batches == [["first"], ["c", "d"]]
 
     asyncio.run(scenario())
@@ -150,7 +150,7 @@ def test_a_batch_holds_the_oldest_and_those_most_like_it() -> None:
             await occupy(worker, recorder)
             ticket = worker.submit({"a2": 2, "b0": 0, "c2": 2, "d0": 0, "e1": 1})
             recorder.gate.set()
-            assert len(await ticket.texts()) == 5
+            assert len(await ticket.values()) == 5
         assert recorder.batches == [["first"], ["a2", "c2", "e1"], ["b0", "d0"]]
 
     asyncio.run(scenario())
@@ -164,7 +164,7 @@ def test_stopping_answers_what_waits() -> None:
             waiting = worker.submit({"a": 0})
             closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
             with pytest.raises(Unavailable, match="stopping"):
-                await waiting.texts()
+                await waiting.values()
             recorder.gate.set()
             await closing
             assert await first == {"first": "FIRST"}
@@ -189,6 +189,6 @@ def test_a_failed_load_refuses_with_the_reason() -> None:
 def test_nothing_to_do_is_answered_at_once() -> None:
     async def scenario() -> None:
         async with started(Recorder()) as worker:
-            assert await worker.submit({}).texts() == {}
+            assert await worker.submit({}).values() == {}
 
     asyncio.run(scenario())

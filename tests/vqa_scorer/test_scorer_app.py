@@ -244,8 +244,6 @@ def test_a_client_that_went_away_frees_its_places(settings: ScorerSettings, runn
         (body((0, [[1], [7]])), 422, "InvalidInput", "7.png"),
         (body((6, [[]])), 404, "NotFound", "'6'"),
         (body((3, [[]]), strict=True), 422, "InvalidInput", "query 3 has 2 answers"),
-        (body((0, [[]]), gt_prob=True), 422, "InvalidInput", "not supported by this version"),
-        (body((0, [[]]), info_score=True), 422, "InvalidInput", "not supported by this version"),
         (body((0, [[]]), flavour="loose"), 422, "InvalidInput", "flavour"),
         (body((0, [[]]), colour="red"), 422, "InvalidInput", "colour"),
         ({"dataset": "toy"}, 422, "InvalidInput", "queries"),

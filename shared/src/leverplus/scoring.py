@@ -28,8 +28,8 @@ class ScoreQuery(_Wire):
 
 
 class ScoreOptions(_Wire):
-    gt_prob: bool = False
-    info_score: bool = False
+    gt_prob: Annotated[bool, Field(description="Fill vqa_gt_prob; refused by engines without probabilities of answers")] = False
+    info_score: Annotated[bool, Field(description="Fill info_score; refused likewise")] = False
     strict: Annotated[bool, Field(description="Refuse queries with fewer than ten annotated answers")] = False
     flavour: Literal["official", "lever_plus"] = "official"
 
@@ -41,7 +41,12 @@ class ScoreRequest(_Wire):
 
 
 class ScoredCandidate(_Wire):
-    """The RL JSON fields that scoring fills. `vqa_correct` and `vqa_acc_score` are null without annotated answers."""
+    """The RL JSON fields that scoring fills. `vqa_correct` and `vqa_acc_score` are null without annotated answers.
+
+    `vqa_gt_prob`: the sum over the distinct annotated answers of P(answer | prompt) · min(count / 3, 1); it may pass 1.
+    `info_score`: P of the query's answer with the pointer minus P without its first demonstration; null for the empty pointer.
+    P is exp(mean log-probability of the answer's tokens). Both are null where not asked for and without an answer.
+    """
 
     pointer: PointerField
     vqa_raw_generation: str
@@ -49,6 +54,8 @@ class ScoredCandidate(_Wire):
     vqa_correct: int | None
     vqa_acc_score: float | None
     vqa_eval_mode: Literal["file", "fallback", "error"]
+    vqa_gt_prob: float | None = None
+    info_score: float | None = None
 
 
 class ScoredQuery(_Wire):

@@ -2,7 +2,7 @@
 
 The thread takes whatever waits, at most a batch, without a timer: a lone request is not held up, and under load batches
 fill by themselves. A key that is asked for while it waits or is being worked on joins that work. Every accepted ticket is
-answered: with texts, with the batch's error, or with Unavailable when the service stops.
+answered: with what its keys came to, with the batch's error, or with Unavailable when the service stops.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 K = TypeVar("K", bound=Hashable)
 P = TypeVar("P")
+V = TypeVar("V")
 State = Literal["loading", "ready", "failed", "closed"]
 
 _WINDOW_BATCHES = 8
@@ -31,22 +32,22 @@ _WINDOW_BATCHES = 8
 _LONGEST_RETRY_AFTER_S = 60
 
 
-class Ticket(Generic[K]):
+class Ticket(Generic[K, V]):
     """What one request waits for. Made by `BatchWorker.submit`; belongs to the event loop that was running there."""
 
     def __init__(self, keys: set[K]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[dict[K, str]] = self._loop.create_future()
-        self._texts: dict[K, str] = {}
+        self._future: asyncio.Future[dict[K, V]] = self._loop.create_future()
+        self._values: dict[K, V] = {}
         self.keys = frozenset(keys)
         if not keys:
             self._future.set_result({})
 
-    async def texts(self) -> dict[K, str]:
-        """Key -> text, once all are there; raises the error of the first batch that failed."""
+    async def values(self) -> dict[K, V]:
+        """What each key came to, once all are there; raises the error of the first batch that failed."""
         return await self._future
 
-    def deliver(self, outcome: Mapping[K, str] | Exception) -> None:
+    def deliver(self, outcome: Mapping[K, V] | Exception) -> None:
         """Called from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._receive, outcome)
@@ -54,36 +55,36 @@ class Ticket(Generic[K]):
     def cancel(self) -> None:
         self._future.cancel()
 
-    def _receive(self, outcome: Mapping[K, str] | Exception) -> None:
+    def _receive(self, outcome: Mapping[K, V] | Exception) -> None:
         if self._future.done():
             return
         if isinstance(outcome, Exception):
             self._future.set_exception(outcome)
             return
-        self._texts.update(outcome)
-        if len(self._texts) == len(self.keys):
-            self._future.set_result(self._texts)
+        self._values.update(outcome)
+        if len(self._values) == len(self.keys):
+            self._future.set_result(self._values)
 
 
 @dataclass(eq=False)
-class _Work(Generic[K, P]):
+class _Work(Generic[K, P, V]):
     key: K
     prompt: P
-    tickets: list[Ticket[K]] = field(default_factory=list["Ticket[K]"])
+    tickets: list[Ticket[K, V]] = field(default_factory=list["Ticket[K, V]"])
     taken: bool = False
 
 
-class BatchWorker(Generic[K, P]):
+class BatchWorker(Generic[K, P, V]):
     """Runs `load`, then `process` on batches, in one thread.
 
-    `process` gets key -> prompt (at most `batch_size`) and returns key -> text for all of them, or raises. `capacity` is
+    `process` gets key -> prompt (at most `batch_size`) and returns key -> value for all of them, or raises. `capacity` is
     the number of keys that may wait. `length` is a rough measure by which prompts of a batch are chosen alike; the oldest
     is always among them. `load_failed` is called with the reason when `load` raised.
     """
 
     def __init__(
         self,
-        process: Callable[[Mapping[K, P]], Mapping[K, str]],
+        process: Callable[[Mapping[K, P]], Mapping[K, V]],
         *,
         load: Callable[[], None],
         batch_size: int,
@@ -100,8 +101,8 @@ class BatchWorker(Generic[K, P]):
         self._state: State = "loading"
         self._reason = ""
         self._changed = threading.Condition()
-        self._known: dict[K, _Work[K, P]] = {}
-        self._waiting: OrderedDict[K, _Work[K, P]] = OrderedDict()
+        self._known: dict[K, _Work[K, P, V]] = {}
+        self._waiting: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
         self._seconds_per_key = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -127,21 +128,22 @@ class BatchWorker(Generic[K, P]):
         if self._state == "loading":
             raise Unavailable(what="the VLM", reason="its weights are being loaded", hint="try again in a few seconds")
         if self._state == "failed":
-            raise Unavailable(what="the VLM", reason=self._reason, hint="mend LEVERPLUS_VLM and start again")
+            raise Unavailable(what="the VLM", reason=self._reason, hint="mend its settings and start again")
         if self._state == "closed":
             raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
 
-    def submit(self, prompts: Mapping[K, P]) -> Ticket[K]:
+    def submit(self, prompts: Mapping[K, P], *, places_a_pointer: int = 1) -> Ticket[K, V]:
         """Enqueues all of `prompts` or, with QueueFull, none; InvalidInput, saying how many fit, where all will never do.
 
-        Keys that are on their way already take no place.
+        Keys that are on their way already take no place. `places_a_pointer` is how many keys the caller may need for one of its
+        pointers: what fits is told in pointers.
         """
         with self._changed:
             self.require_ready()
             new = [key for key in prompts if key not in self._known]
             if len(self._waiting) + len(new) > self._capacity:
-                raise self._full(len(new))
-            ticket: Ticket[K] = Ticket(set(prompts))
+                raise self._full(len(new), places_a_pointer)
+            ticket: Ticket[K, V] = Ticket(set(prompts))
             for key in new:
                 self._known[key] = self._waiting[key] = _Work(key, prompts[key])
             for key in prompts:
@@ -149,7 +151,7 @@ class BatchWorker(Generic[K, P]):
             self._changed.notify()
         return ticket
 
-    def abandon(self, ticket: Ticket[K]) -> None:
+    def abandon(self, ticket: Ticket[K, V]) -> None:
         """Drops a ticket; what only it waited for leaves the queue, unless a batch has taken it. Harmless when answered."""
         ticket.cancel()
         with self._changed:
@@ -197,7 +199,7 @@ class BatchWorker(Generic[K, P]):
         if self._load_failed is not None:
             self._load_failed(reason)
 
-    def _take(self) -> list[_Work[K, P]]:
+    def _take(self) -> list[_Work[K, P, V]]:
         """The next batch; empty when closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._state != "ready")
@@ -212,13 +214,13 @@ class BatchWorker(Generic[K, P]):
                 work.taken = True
             return batch
 
-    def _work_on(self, batch: list[_Work[K, P]]) -> None:
+    def _work_on(self, batch: list[_Work[K, P, V]]) -> None:
         started = time.perf_counter()
         try:
             outcome = self._process({work.key: work.prompt for work in batch})
             missing = [work.key for work in batch if work.key not in outcome]
             if missing:
-                raise GenerationFailed(prompts=len(batch), reason=f"{len(missing)} of them got no text")
+                raise GenerationFailed(prompts=len(batch), reason=f"{len(missing)} of them got no answer")
         except LeverPlusError as exc:
             logger.warning("a batch of %d failed: %s", len(batch), exc)
             outcome = exc
@@ -232,21 +234,24 @@ class BatchWorker(Generic[K, P]):
                 del self._known[work.key]
         self._answer(batch, outcome)
 
-    def _answer(self, batch: list[_Work[K, P]], outcome: Mapping[K, str] | Exception) -> None:
-        keys: dict[Ticket[K], list[K]] = {}
+    def _answer(self, batch: list[_Work[K, P, V]], outcome: Mapping[K, V] | Exception) -> None:
+        keys: dict[Ticket[K, V], list[K]] = {}
         for work in batch:
             for ticket in work.tickets:
                 keys.setdefault(ticket, []).append(work.key)
         for ticket, own in keys.items():
             ticket.deliver(outcome if isinstance(outcome, Exception) else {key: outcome[key] for key in own})
 
-    def _full(self, new: int) -> QueueFull | InvalidInput:
+    def _full(self, new: int, places_a_pointer: int) -> QueueFull | InvalidInput:
         if new > self._capacity:
             # No waiting makes it fit.
+            fits = max(self._capacity // places_a_pointer, 1)
+            places = "" if places_a_pointer == 1 else f", and with these options a pointer may take {places_a_pointer} places"
             detail = (
-                f"the request has {new} pointers to score, the queue holds {self._capacity}: send at most that many at a time"
+                f"the request has {new} pointers to score, the queue holds {self._capacity}{places}: "
+                f"send at most {'that many' if fits == self._capacity else fits} at a time"
             )
-            return InvalidInput(detail, pending=new, fits=self._capacity)
+            return InvalidInput(detail, pending=new, fits=fits)
         wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
         what = "the scoring queue"
         return QueueFull(pending=new, what=what, size=len(self._waiting), limit=self._capacity, retry_after_s=wait)

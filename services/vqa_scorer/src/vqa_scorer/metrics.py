@@ -15,7 +15,8 @@ from leverplus.scoring import ScoreStats
 
 @dataclass(frozen=True)
 class Totals:
-    """`file`, `fallback`, `error`, `cached`: candidates answered. `generated`: pointers that the VLM answered."""
+    """`file`, `fallback`, `error`, `cached`: candidates answered. `generated`: pointers that the VLM answered; `weighed`:
+    pointers behind which it gave the probabilities of the query's answers."""
 
     file: int = 0
     fallback: int = 0
@@ -26,6 +27,7 @@ class Totals:
     deadline_exceeded: int = 0
     client_gone: int = 0
     generated: int = 0
+    weighed: int = 0
     batches: int = 0
     failed_batches: int = 0
     engine_seconds: float = 0.0
@@ -67,6 +69,7 @@ class ScorerMetrics(Collector):
         for name, text in (
             ("cached", "Candidates answered from the store"),
             ("generated", "Pointers that the VLM answered"),
+            ("weighed", "Pointers behind which the VLM gave probabilities of answers"),
             ("batches", "Batches that the engine ran"),
             ("failed_batches", "Batches that failed"),
             ("engine_seconds", "Seconds spent on batches"),

@@ -13,6 +13,7 @@ from leverplus.dataset import Dataset
 from leverplus.errors import InvalidInput, NotFound
 from leverplus.fingerprint import digest
 from leverplus.ids import ItemId, Pointer, check_pointer
+from leverplus.metric import answer_texts
 from leverplus.prompts import Shot
 from leverplus.scoring import ScoreOptions, ScoreRequest
 from leverplus.store import ScoreKey
@@ -65,17 +66,53 @@ class ScorePlan:
     options: ScoreOptions
     queries: tuple[tuple[ItemId, tuple[Pointer, ...]], ...]
 
-    def keys(self) -> list[ScoreKey]:
+    def text_keys(self) -> list[ScoreKey]:
         """Distinct keys in order."""
         return list(dict.fromkeys((query_id, pointer) for query_id, pointers in self.queries for pointer in pointers))
 
+    def weighed_keys(self) -> list[ScoreKey]:
+        """Distinct keys that probabilities of answers are needed for, in order."""
+        keys: dict[ScoreKey, None] = {}
+        for query_id, pointers in self.queries:
+            for pointer in pointers:
+                keys.update(dict.fromkeys((query_id, part) for part in self.weighed(query_id, pointer)))
+        return list(keys)
 
-def plan_request(request: ScoreRequest, datasets: OpenDatasets, reserved: frozenset[str] = frozenset()) -> ScorePlan:
+    def weighed(self, query_id: ItemId, pointer: Pointer) -> tuple[Pointer, ...]:
+        """Behind which pointers the options need probabilities for this one: itself, for info_score also what is left of it
+        without its first demonstration. None for a query without an answer."""
+        if self.options.info_score and pointer and self.own_answer(query_id) is not None:
+            return pointer, pointer[1:]
+        return (pointer,) if self.options.gt_prob and self.answers(query_id) else ()
+
+    def answers(self, query_id: ItemId) -> tuple[str, ...]:
+        """What probabilities are asked of: the annotators' distinct answers and the query's own. The same for every pointer and
+        option, so that what was computed for one serves the others."""
+        item = self.opened.dataset.item(query_id)
+        return answer_texts([*item.answers, *([] if item.answer is None else [item.answer])])
+
+    def own_answer(self, query_id: ItemId) -> str | None:
+        """The answer whose probability the InfoScore compares; None where there is none but blanks."""
+        return (self.opened.dataset.item(query_id).answer or "").strip() or None
+
+    @property
+    def places_a_pointer(self) -> int:
+        """How many pieces of work one pointer may be: its text, probabilities behind it, and those it is compared with."""
+        return 3 if self.options.info_score else 2 if self.options.gt_prob else 1
+
+
+def plan_request(
+    request: ScoreRequest, datasets: OpenDatasets, reserved: frozenset[str] = frozenset(), *, has_probabilities: bool = True
+) -> ScorePlan:
     """Checks ids, pointers, answers of demonstrations, options, and that no text holds one of the model's `reserved` ones."""
     options = request.options
-    for option in ("gt_prob", "info_score"):
-        if getattr(options, option):
-            raise InvalidInput(f"options.{option} is not supported by this version; leave it out", option=option)
+    asked = [name for name in ("gt_prob", "info_score") if getattr(options, name)]
+    if asked and not has_probabilities:
+        raise InvalidInput(
+            f"options.{asked[0]} needs the probabilities of answers, which this scorer's engine does not give; leave it out, or "
+            "run the scorer on a model directory",
+            option=asked[0],
+        )
     opened = datasets.get(request.dataset)
     dataset = opened.dataset
     queries: list[tuple[ItemId, tuple[Pointer, ...]]] = []
@@ -97,7 +134,11 @@ def plan_request(request: ScoreRequest, datasets: OpenDatasets, reserved: frozen
         _check_text(item_id, "answer", answer, reserved)
     for item_id in dict.fromkeys([*(item_id for item_id, _ in queries), *demonstrations]):
         _check_text(item_id, "question", dataset.item(item_id).question, reserved)
-    return ScorePlan(opened, options, tuple(queries))
+    plan = ScorePlan(opened, options, tuple(queries))
+    for item_id in dict.fromkeys(item_id for item_id, _ in plan.weighed_keys()):
+        for answer in plan.answers(item_id):
+            _check_text(item_id, "answer", answer, reserved)
+    return plan
 
 
 def _check_text(item_id: ItemId, field: str, text: str, reserved: frozenset[str]) -> None:

@@ -24,8 +24,8 @@ class QueueStats(BaseModel):
 
 
 class ServiceStats(BaseModel):
-    """Since start. `share` is of all candidates answered; `pointers_per_s` is generated pointers by uptime, and
-    `pointers_per_engine_s` by the time the engine worked. Null where nothing was counted yet."""
+    """Since start. `share` is of all candidates answered; `pointers_per_s` is generated and weighed pointers by uptime,
+    and `pointers_per_engine_s` by the time the engine worked. Null where nothing was counted yet."""
 
     uptime_s: float
     totals: Totals
@@ -67,14 +67,15 @@ def create_router(service: ScoringService) -> APIRouter:
         candidates = totals.file + totals.fallback + totals.error
         counts = {"file": totals.file, "fallback": totals.fallback, "error": totals.error, "cached": totals.cached}
         worker = service.worker
+        done = totals.generated + totals.weighed
         return ServiceStats(
             uptime_s=uptime,
             totals=totals,
             share={name: _ratio(count, candidates) for name, count in counts.items()},
             queue=QueueStats(waiting=worker.waiting, in_progress=worker.in_progress, capacity=worker.capacity),
-            mean_batch_size=_ratio(totals.generated, totals.batches),
-            pointers_per_s=_ratio(totals.generated, uptime) if totals.generated else None,
-            pointers_per_engine_s=_ratio(totals.generated, totals.engine_seconds),
+            mean_batch_size=_ratio(done, totals.batches),
+            pointers_per_s=_ratio(done, uptime) if done else None,
+            pointers_per_engine_s=_ratio(done, totals.engine_seconds),
             generation=dict(service.generation) if service.generation is not None else None,
         )
 

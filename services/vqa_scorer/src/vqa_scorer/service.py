@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
 from leverplus.errors import DeadlineExceeded, QueueFull, Unavailable
 from leverplus.fingerprint import digest
-from leverplus.metric import extract_answer, metric_fingerprint, score_answer
-from leverplus.scoring import ScoredCandidate, ScoredQuery, ScoreRequest, ScoreResponse, ScoreStats
+from leverplus.scoring import ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
+from vqa_scorer.answering import make_response
 from vqa_scorer.batching import BatchWorker, Ticket
-from vqa_scorer.engines import Engine, ScoringPrompt
+from vqa_scorer.engines import Engine
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
-
-_CHARACTERS_PER_IMAGE = 200
-
-
-@dataclass(frozen=True)
-class WorkKey:
-    """A pointer under way; the generation is the process's own."""
-
-    dataset_digest: str
-    score: ScoreKey
+from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
 
 
 class ScoringService:
@@ -59,7 +48,7 @@ class ScoringService:
         self._generation: dict[str, Any] = {}
         self._generation_digest = ""
         self._reserved: frozenset[str] = frozenset()
-        self.worker: BatchWorker[WorkKey, ScoringPrompt] = BatchWorker(
+        self.worker: BatchWorker[WorkKey, Task, Outcome] = BatchWorker(
             self._process,
             load=self._load,
             batch_size=batch_size,
@@ -80,19 +69,19 @@ class ScoringService:
         return self._store
 
     async def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Every text in the answer is committed before it is returned.
+        """Every text and probability in the answer is committed before it is returned.
 
         Raises what `plan_request` and `build_prompts` raise, what `BatchWorker.submit` raises, DeadlineExceeded,
         GenerationFailed, Unavailable.
         A cancelled call gives its places in the queue back.
         """
-        ticket: Ticket[WorkKey] | None = None
+        ticket: Ticket[WorkKey, Outcome] | None = None
         try:
             async with asyncio.timeout(self._deadline_s):
                 self.worker.require_ready()
-                plan, committed, prompts = await asyncio.to_thread(self._prepare, request)
-                ticket = self.worker.submit(prompts)
-                generated = {key.score: text for key, text in (await ticket.texts()).items()}
+                plan, committed, tasks = await asyncio.to_thread(self._prepare, request)
+                ticket = self.worker.submit(tasks, places_a_pointer=plan.places_a_pointer)
+                outcomes = {**committed, **await ticket.values()}
         except TimeoutError:
             self.metrics.add(deadline_exceeded=1)
             raise DeadlineExceeded(what="scoring the request", limit_s=self._deadline_s) from None
@@ -105,50 +94,23 @@ class ScoringService:
         finally:
             if ticket is not None:
                 self.worker.abandon(ticket)
-        response = await asyncio.to_thread(self._answer, plan, committed, generated)
+        response = await asyncio.to_thread(make_response, plan, outcomes, committed.keys(), self._generation)
         self.metrics.answered(response.stats)
         return response
 
-    def _prepare(self, request: ScoreRequest) -> tuple[ScorePlan, dict[ScoreKey, str], dict[WorkKey, ScoringPrompt]]:
-        plan = plan_request(request, self._datasets, self._reserved)
-        keys = plan.keys()
-        committed = self._committed(plan.opened.digest, keys)
-        prompts = build_prompts(plan, (key for key in keys if key not in committed), self._images)
-        return plan, committed, {WorkKey(plan.opened.digest, key): prompt for key, prompt in prompts.items()}
-
-    def _answer(self, plan: ScorePlan, committed: Mapping[ScoreKey, str], generated: Mapping[ScoreKey, str]) -> ScoreResponse:
-        flavour = plan.options.flavour
-        modes: Counter[str] = Counter()
-        cached = 0
-        results: list[ScoredQuery] = []
-        for query_id, pointers in plan.queries:
-            answers = plan.opened.dataset.item(query_id).answers
-            candidates: list[ScoredCandidate] = []
-            for pointer in pointers:
-                key = (query_id, pointer)
-                cached += key in committed
-                raw = committed[key] if key in committed else generated[key]
-                predicted = extract_answer(raw)
-                score = score_answer(predicted, answers, flavour)
-                modes[score.mode] += 1
-                candidates.append(
-                    ScoredCandidate(
-                        pointer=list(pointer),
-                        vqa_raw_generation=raw,
-                        vqa_pred_answer=predicted,
-                        vqa_correct=score.correct,
-                        vqa_acc_score=score.accuracy,
-                        vqa_eval_mode=score.mode,
-                    )
-                )
-            results.append(ScoredQuery(query_id=query_id, candidates=candidates))
-        fingerprint = {
-            "dataset": plan.opened.dataset.fingerprint(),
-            "generation": self._generation,
-            "metric": metric_fingerprint(flavour),
+    def _prepare(self, request: ScoreRequest) -> tuple[ScorePlan, dict[WorkKey, Outcome], dict[WorkKey, Task]]:
+        """The plan, what of it is committed, and the tasks for the rest."""
+        plan = plan_request(request, self._datasets, self._reserved, has_probabilities=self._engine.has_probabilities)
+        dataset = plan.opened.digest
+        wanted = [WorkKey(dataset, key) for key in plan.text_keys()]
+        wanted += [WorkKey(dataset, key, "probabilities") for key in plan.weighed_keys()]
+        committed = self._committed(wanted)
+        pending = [key for key in wanted if key not in committed]
+        prompts = build_prompts(plan, dict.fromkeys(key.score for key in pending), self._images)
+        tasks = {
+            key: Task(prompts[key.score], plan.answers(key.score[0]) if key.kind == "probabilities" else ()) for key in pending
         }
-        stats = ScoreStats(file=modes["file"], fallback=modes["fallback"], error=modes["error"], cached=cached)
-        return ScoreResponse(fingerprint=fingerprint, results=results, stats=stats)
+        return plan, committed, tasks
 
     def _load(self) -> None:
         self._store = self._open_scores()
@@ -157,55 +119,65 @@ class ScoringService:
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
 
-    def _process(self, batch: Mapping[WorkKey, ScoringPrompt]) -> dict[WorkKey, str]:
-        """Texts of a batch, committed. Looked up once more first: a key may have been committed since its request did so."""
-        by_dataset: dict[str, list[ScoreKey]] = {}
-        for key in batch:
-            by_dataset.setdefault(key.dataset_digest, []).append(key.score)
+    def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
+        """Outcomes of a batch, committed. Looked up once more first: a key may have been committed since its request did so."""
         try:
-            texts = self._read(by_dataset)
-            pending = {key: prompt for key, prompt in batch.items() if key not in texts}
+            outcomes = self._committed(batch)
+            pending = {key: task for key, task in batch.items() if key not in outcomes}
             if pending:
                 started = time.perf_counter()
-                written = self._engine.generate(list(pending.values()))
+                made = self._ask_engine(pending)
                 seconds = time.perf_counter() - started
-                self._commit(dict(zip(pending, written, strict=True)))
-                self.metrics.add(generated=len(pending), batches=1, engine_seconds=seconds)
+                self._commit(made)
+                weighed = sum(key.kind == "probabilities" for key in pending)
+                self.metrics.add(generated=len(pending) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
                 # Another scorer on the same database may have committed a key first: what the store holds is the score.
-                texts = self._read(by_dataset)
+                outcomes = self._committed(batch)
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
-        return texts
+        return outcomes
 
-    def _read(self, by_dataset: Mapping[str, list[ScoreKey]]) -> dict[WorkKey, str]:
-        return {
-            WorkKey(dataset_digest, key): text
-            for dataset_digest, keys in by_dataset.items()
-            for key, text in self._committed(dataset_digest, keys).items()
-        }
+    def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
+        made: dict[WorkKey, Outcome] = {}
+        texts = {key: task.prompt for key, task in tasks.items() if key.kind == "text"}
+        if texts:
+            made |= zip(texts, self._engine.generate(list(texts.values())), strict=True)
+        weighed = {key: task for key, task in tasks.items() if key.kind == "probabilities"}
+        if weighed:
+            prompts, answers = [task.prompt for task in weighed.values()], [task.answers for task in weighed.values()]
+            found = self._engine.answer_probabilities(prompts, answers)
+            for key, own, values in zip(weighed, answers, found, strict=True):
+                made[key] = dict(zip(own, values, strict=True))
+        return made
 
-    def _committed(self, dataset_digest: str, keys: list[ScoreKey]) -> dict[ScoreKey, str]:
+    def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
+        found: dict[WorkKey, Outcome] = {}
         try:
-            return self.scores.committed(dataset_digest, self._generation_digest, keys)
+            for (dataset, kind), wanted in _grouped(keys).items():
+                read = self.scores.committed if kind == "text" else self.scores.committed_probabilities
+                for score, outcome in read(dataset, self._generation_digest, wanted).items():
+                    found[WorkKey(dataset, score, kind)] = outcome
+        except OperationalError as exc:
+            raise _database_away(exc) from exc
+        return found
+
+    def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
+        try:
+            for (dataset, kind), keys in _grouped(outcomes).items():
+                rows: dict[ScoreKey, Any] = {key: outcomes[WorkKey(dataset, key, kind)] for key in keys}
+                write = self.scores.commit if kind == "text" else self.scores.commit_probabilities
+                write(dataset, self._generation_digest, rows)
         except OperationalError as exc:
             raise _database_away(exc) from exc
 
-    def _commit(self, texts: Mapping[WorkKey, str]) -> None:
-        by_dataset: dict[str, dict[ScoreKey, str]] = {}
-        for key, text in texts.items():
-            by_dataset.setdefault(key.dataset_digest, {})[key.score] = text
-        try:
-            for dataset_digest, rows in by_dataset.items():
-                self.scores.commit(dataset_digest, self._generation_digest, rows)
-        except OperationalError as exc:
-            raise _database_away(exc) from exc
 
-
-def rough_length(prompt: ScoringPrompt) -> int:
-    """Characters of a prompt, by which alike ones are batched; a picture counts as many as a long question."""
-    shots = (*prompt.demonstrations, prompt.query)
-    return sum(_CHARACTERS_PER_IMAGE + len(shot.question) + len(shot.answer or "") for shot in shots)
+def _grouped(keys: Iterable[WorkKey]) -> dict[tuple[str, Kind], list[ScoreKey]]:
+    """By dataset and kind: what one call of the store takes."""
+    groups: dict[tuple[str, Kind], list[ScoreKey]] = {}
+    for key in keys:
+        groups.setdefault((key.dataset_digest, key.kind), []).append(key.score)
+    return groups
 
 
 def _database_away(exc: OperationalError) -> Unavailable:

@@ -27,6 +27,17 @@ scores = Table(
 )
 """What the VLM wrote. `pointer` is the ids joined by commas, empty for zero-shot. Times are seconds since 1970."""
 
+answer_probabilities = Table(
+    "answer_probabilities",
+    metadata,
+    Column("set_id", Integer, ForeignKey("score_sets.id"), primary_key=True),
+    Column("query_id", Integer, primary_key=True),
+    Column("pointer", String(64), primary_key=True),
+    Column("probabilities", JSON, nullable=False),
+    Column("committed_at", Float, nullable=False),
+)
+"""How likely the VLM is to reply with each of the query's answers, all in one row: {answer: P}."""
+
 jobs = Table(
     "jobs",
     metadata,

@@ -28,6 +28,18 @@ class Engine(Protocol):
         """The raw text of each prompt, in the order of `prompts`; raises if one of them cannot be answered."""
         ...
 
+    @property
+    def has_probabilities(self) -> bool:
+        """Whether `answer_probabilities` can be asked for."""
+        ...
+
+    def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """For each prompt P of each of its answers, 0 to 1: exp(mean log-probability of the answer's tokens).
+
+        `engines.probabilities` says which tokens these are. Never called where `has_probabilities` is false.
+        """
+        ...
+
     def generation_fingerprint(self) -> dict[str, Any]:
         """All that decides the text besides the prompt's items: the `generation` part of a fingerprint."""
         ...

@@ -11,10 +11,12 @@ from vqa_scorer.engines import ScoringPrompt
 
 
 class EchoEngine:
-    """Answers what the last demonstration answers; without demonstrations, `zero_shot`.
+    """Answers what the last demonstration answers; without demonstrations, `zero_shot`. P of an answer that m of n demonstrations
+    give is (m + 1) / (n + 2).
 
     `delay_s` is waited in every batch; `gate`, if given, must be set before a batch goes on (at most 30 s); `failure` and
-    `load_failure` are raised. `reserved` are texts that no prompt may hold. `batches` records what was asked.
+    `load_failure` are raised. `reserved` are texts that no prompt may hold. `batches` records what was asked, `weighed`
+    what probabilities were asked for.
     """
 
     def __init__(
@@ -26,6 +28,7 @@ class EchoEngine:
         failure: Exception | None = None,
         load_failure: Exception | None = None,
         reserved: frozenset[str] = frozenset(),
+        has_probabilities: bool = True,
     ) -> None:
         self.zero_shot = zero_shot
         self.delay_s = delay_s
@@ -33,8 +36,10 @@ class EchoEngine:
         self.failure = failure
         self.load_failure = load_failure
         self.reserved = reserved
+        self.has_probabilities = has_probabilities
         self.started = Event()
         self.batches: list[list[ScoringPrompt]] = []
+        self.weighed: list[list[tuple[ScoringPrompt, tuple[str, ...]]]] = []
 
     def load(self) -> None:
         if self.load_failure is not None:
@@ -42,6 +47,18 @@ class EchoEngine:
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         self.batches.append(list(prompts))
+        self._work()
+        return [str(prompt.demonstrations[-1].answer) if prompt.demonstrations else self.zero_shot for prompt in prompts]
+
+    def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        self.weighed.append([(prompt, tuple(own)) for prompt, own in zip(prompts, answers, strict=True)])
+        self._work()
+        shown = [[shot.answer for shot in prompt.demonstrations] for prompt in prompts]
+        return [
+            [(given.count(answer) + 1) / (len(given) + 2) for answer in own] for given, own in zip(shown, answers, strict=True)
+        ]
+
+    def _work(self) -> None:
         self.started.set()
         if self.gate is not None and not self.gate.wait(timeout=30):
             raise TimeoutError("the gate was not opened within 30 s")
@@ -49,7 +66,6 @@ class EchoEngine:
             time.sleep(self.delay_s)
         if self.failure is not None:
             raise self.failure
-        return [str(prompt.demonstrations[-1].answer) if prompt.demonstrations else self.zero_shot for prompt in prompts]
 
     def generation_fingerprint(self) -> dict[str, Any]:
         return {"vlm": {"model_type": "echo", "weights_sha256": None}, "arguments": {"zero_shot": self.zero_shot}}

@@ -20,6 +20,7 @@ from leverplus.prompts import SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import beam_search, greedy_search
 from vqa_scorer.engines.images import ImageCache, read_image
+from vqa_scorer.engines.probabilities import answer_probabilities, spellings
 from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures
 
@@ -162,6 +163,14 @@ class TransformersEngine:
             for index, text in zip(chosen, self._decode(written), strict=True):
                 texts[index] = text
         return texts
+
+    has_probabilities = True
+
+    def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
+        """P of each answer, as `engines.probabilities` defines it; InvalidInput names an image that cannot be read."""
+        replies = [[[self._token_ids(text) for text in spellings(answer)] for answer in own] for own in answers]
+        encoded = self._encode(prompts)
+        return answer_probabilities(self._loaded.read, encoded, replies, batch_size=self._batch_size)
 
     def _encode(self, prompts: Sequence[ScoringPrompt]) -> list[EncodedPrompt]:
         features = self._images.get(shot.image for prompt in prompts for shot in (*prompt.demonstrations, prompt.query))
