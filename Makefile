@@ -23,6 +23,7 @@ check: $(VENV)/.dev
 	@$(BIN)/lint-imports
 	@$(BIN)/docker-compose --file docker-compose.yml config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.gpu.yml config --quiet
+	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.openai.yml config --quiet
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .

@@ -277,3 +277,22 @@ def test_environment_of_the_services(tmp_path: Path) -> None:
     assert environment["REDIS_URL"] == "redis://broker"
     assert environment["LEVERPLUS_PROMPT"] == "x"
     assert "DATABASE_URL" not in environment
+
+
+def test_the_scorer_gets_the_directory_it_was_told_or_the_server_of_the_environment(tmp_path: Path) -> None:
+    told = StackConfig(data=tmp_path, vlm=tmp_path / "vlm").environment("redis://broker")
+    assert (told["LEVERPLUS_VLM"], told["LEVERPLUS_OPENAI_URL"]) == (str(tmp_path / "vlm"), "")
+    inherited = StackConfig(data=tmp_path, vlm=None).environment("redis://broker")
+    assert inherited["LEVERPLUS_VLM"] == ""
+    assert "LEVERPLUS_OPENAI_URL" not in inherited
+
+
+def test_up_scores_with_one_vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leverplus.cli.options import scoring_model
+
+    monkeypatch.delenv("LEVERPLUS_OPENAI_URL", raising=False)
+    assert scoring_model(tmp_path) == tmp_path
+    monkeypatch.setenv("LEVERPLUS_OPENAI_URL", "http://127.0.0.1:8000/v1")
+    assert scoring_model(None) is None
+    with pytest.raises(InvalidConfig, match="LEVERPLUS_OPENAI_URL are both set"):
+        scoring_model(tmp_path)

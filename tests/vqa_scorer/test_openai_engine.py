@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -8,19 +9,26 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi import FastAPI
 from PIL import Image
 
+from leverplus.data_root import DataRoot
 from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, LeverPlusError, Unavailable
 from leverplus.prompts import CHAT, SHORT_ANSWER, Shot
+from leverplus.web import read_settings
+from vqa_scorer.app import create_app
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
 from vqa_scorer.engines.openai import OpenAIEngine
 from vqa_scorer.engines.openai_server import RetryPolicy
+from vqa_scorer.settings import ScorerSettings
 
 KEY = "sk-never-shown"
 QUICK = RetryPolicy(attempts=4, total_s=20.0, attempt_s=10.0, first_wait_s=0.001, longest_wait_s=0.002)
@@ -124,6 +132,7 @@ def server() -> Iterator[ChatServer]:
 
 
 Make = Callable[..., OpenAIEngine]
+Running = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 @pytest.fixture
@@ -408,3 +417,41 @@ def test_close_ends_the_requests_that_run(server: ChatServer, make: Make, prompt
     assert len(server.seen) == 2
     with pytest.raises(Unavailable, match="is stopping"):
         engine.generate(prompts[:1])
+
+
+def test_the_service_scores_with_the_server_that_its_settings_name(
+    server: ChatServer, data: DataRoot, running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    settings = read_settings(
+        ScorerSettings,
+        {
+            "LEVERPLUS_DATA": str(data.path),
+            "LEVERPLUS_OPENAI_URL": server.url,
+            "LEVERPLUS_OPENAI_MODEL": "small-vlm",
+            "LEVERPLUS_OPENAI_REVISION": "r1",
+            "LEVERPLUS_OPENAI_API_KEY": KEY,
+            "LEVERPLUS_OPENAI_CONCURRENCY": "2",
+            "LEVERPLUS_PROMPT": "chat",
+        },
+    )
+    body = {"dataset": "toy", "queries": [{"query_id": 0, "pointers": [[], [1], [2, 1]]}]}
+
+    async def ask() -> tuple[dict[str, Any], dict[str, Any]]:
+        async with running(create_app(settings)) as client:
+            answers = [(await client.post("/score", json=body)).json() for _ in range(2)]
+            return answers[0], answers[1]
+
+    first, again = asyncio.run(ask())
+    assert [candidate["vqa_raw_generation"] for candidate in first["results"][0]["candidates"]] == ["WHAT IS 0?"] * 3
+    assert first["fingerprint"]["generation"]["vlm"] == {"server": "openai", "model": "small-vlm", "revision": "r1"}
+    assert (first["stats"]["cached"], again["stats"]["cached"]) == (0, 3)
+    assert len(server.seen) == 3, "a committed score is not asked for again"
+    assert KEY not in caplog.text + repr(settings) + json.dumps([first, again])
+
+
+def test_probabilities_of_given_answers_are_refused(make: Make, prompts: list[ScoringPrompt]) -> None:
+    engine = make()
+    assert not engine.has_probabilities
+    with pytest.raises(InvalidInput, match="no probability of an answer"):
+        engine.answer_probabilities(prompts[:1], [["yes"]])

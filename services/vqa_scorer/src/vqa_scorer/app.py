@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol, runtime_checkable
 
 from fastapi import FastAPI
 
@@ -18,16 +19,24 @@ from vqa_scorer.service import ScoringService
 from vqa_scorer.settings import ScorerSettings
 
 
+@runtime_checkable
+class Closes(Protocol):
+    """An engine that holds more than memory."""
+
+    def close(self) -> None: ...
+
+
 def create_app(
     settings: ScorerSettings, engine: Engine | None = None, *, load_failed: Callable[[str], None] | None = None
 ) -> FastAPI:
-    """The application; the engine is the transformers one on `settings.vlm` unless another is given.
+    """The application; the engine is the one for the VLM of `settings` unless another is given.
 
     Weights and database are opened in the background when the application starts: /health/ready is 503 until then, and
     says why if that failed; `load_failed` is then called with the reason, from the engine's thread.
     """
+    engine = engine or _engine(settings)
     service = ScoringService(
-        engine or _transformers_engine(settings),
+        engine,
         OpenDatasets(settings.data_root),
         lambda: ScoreStore(open_store(settings.store_url)),
         batch_size=settings.batch_size,
@@ -43,6 +52,8 @@ def create_app(
             yield
         finally:
             await asyncio.to_thread(service.worker.close)
+            if isinstance(engine, Closes):
+                await asyncio.to_thread(engine.close)
 
     app = create_service("vqa_scorer", ready=service.worker.require_ready, lifespan=lifespan)
     app.state.registry.register(service.metrics)
@@ -50,7 +61,11 @@ def create_app(
     return app
 
 
-def _transformers_engine(settings: ScorerSettings) -> Engine:
+def _engine(settings: ScorerSettings) -> Engine:
+    """Only what the chosen engine needs is imported. InvalidConfig for settings that it cannot work with."""
+    if settings.openai_url is not None:
+        return _openai_engine(settings, settings.openai_url)
+    assert settings.vlm is not None, "the settings name a directory or a server"
     from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
 
     return TransformersEngine(
@@ -61,4 +76,20 @@ def _transformers_engine(settings: ScorerSettings) -> Engine:
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         threads=settings.threads,
+    )
+
+
+def _openai_engine(settings: ScorerSettings, url: str) -> Engine:
+    from vqa_scorer.engines.openai import OpenAIEngine
+
+    key = settings.openai_api_key
+    return OpenAIEngine(
+        url,
+        model=settings.openai_model or "",
+        revision=settings.openai_revision or "",
+        api_key=key.get_secret_value() if key is not None else None,
+        template=template(settings.prompt),
+        max_new_tokens=settings.max_new_tokens,
+        num_beams=settings.num_beams,
+        concurrency=settings.openai_concurrency,
     )

@@ -31,4 +31,5 @@ def main() -> None:
         if not reasons:
             raise
     if reasons:
-        sys.exit(f"error: the VLM in {settings.vlm} cannot be loaded: {reasons[0]}")
+        place = f"in {settings.vlm}" if settings.vlm is not None else f"at {settings.openai_url}"
+        sys.exit(f"error: the VLM {place} cannot be used: {reasons[0]}")

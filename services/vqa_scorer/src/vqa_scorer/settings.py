@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 
 from leverplus.data_root import DataRoot
 
 
 class ScorerSettings(BaseModel):
-    """`database_url` is the SQLite file of the data root where it is not given."""
+    """`database_url` is the SQLite file of the data root where it is not given.
+
+    The VLM is the model directory `vlm` or `openai_model` on the server at `openai_url`: one of the two, never both. Device,
+    dtype and threads count for a directory only.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -19,7 +24,12 @@ class ScorerSettings(BaseModel):
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
     port: int = Field(8001, ge=0, le=65535, validation_alias="LEVERPLUS_SCORER_PORT")
-    vlm: Path = Field(validation_alias="LEVERPLUS_VLM")
+    vlm: Path | None = Field(None, validation_alias="LEVERPLUS_VLM")
+    openai_url: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_URL")
+    openai_model: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_MODEL")
+    openai_revision: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_REVISION")
+    openai_api_key: SecretStr | None = Field(None, validation_alias="LEVERPLUS_OPENAI_API_KEY")
+    openai_concurrency: int = Field(16, ge=1, le=1024, validation_alias="LEVERPLUS_OPENAI_CONCURRENCY")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", validation_alias="LEVERPLUS_DEVICE")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", validation_alias="LEVERPLUS_DTYPE")
     threads: int = Field(1, ge=1, validation_alias="LEVERPLUS_THREADS")
@@ -30,6 +40,23 @@ class ScorerSettings(BaseModel):
     batch_size: int = Field(32, ge=1, validation_alias="LEVERPLUS_BATCH_SIZE")
     queue_size: int = Field(4096, ge=1, validation_alias="LEVERPLUS_QUEUE_SIZE")
     deadline_s: float = Field(300.0, gt=0, validation_alias="LEVERPLUS_DEADLINE_S")
+
+    @model_validator(mode="after")
+    def _one_vlm(self) -> Self:
+        if (self.vlm is None) == (self.openai_url is None):
+            given = "neither is" if self.vlm is None else "both are"
+            raise PydanticCustomError(
+                "one_vlm",
+                "set exactly one of LEVERPLUS_VLM (a model directory) and LEVERPLUS_OPENAI_URL (a server); {given} set",
+                {"given": given},
+            )
+        if self.openai_url is not None and (self.openai_model is None or self.openai_revision is None):
+            raise PydanticCustomError(
+                "undeclared_vlm",
+                "LEVERPLUS_OPENAI_URL needs LEVERPLUS_OPENAI_MODEL (as the server lists it) and LEVERPLUS_OPENAI_REVISION "
+                "(your name for the weights it serves): scores are stored under both",
+            )
+        return self
 
     @property
     def data_root(self) -> DataRoot:

@@ -22,8 +22,8 @@ from leverplus.cli.options import (
     Vlm,
     data_root,
     database_url,
-    model_directory,
     redis_url,
+    scoring_model,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def doctor(
             _checked(f"port {port}", lambda name=name, port=port: _port(name, port))
             for name, port in Ports(scorer_port, trainer_port, selector_port).named().items()
         ),
-        _checked("model", lambda: _model(model_directory(vlm))),
+        _checked("model", lambda: _model(scoring_model(vlm))),
         _checked("data", lambda: _folder(data.resolve())),
         _checked("store", lambda: _store(data.resolve() / "store.sqlite")),
         *(_datasets(data_root(data)) if data.is_dir() else ()),
@@ -129,9 +129,11 @@ def _is_our_service(port: int) -> bool:
         return False
 
 
-def _model(folder: Path) -> str:
+def _model(folder: Path | None) -> str:
     from leverplus.launcher.processes import require_model
 
+    if folder is None:
+        return "the server at LEVERPLUS_OPENAI_URL; the scorer asks it for its models when it starts"
     require_model(folder)
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return f"{folder.resolve()}, {size / 2**20:.1f} MiB of weights"

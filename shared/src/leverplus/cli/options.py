@@ -60,6 +60,19 @@ def model_directory(vlm: Path | None) -> Path:
     return next((place for place in places if (place / "config.json").is_file()), places[0])
 
 
+def scoring_model(vlm: Path | None) -> Path | None:
+    """The model directory to score with; None where LEVERPLUS_OPENAI_URL names a server. InvalidConfig where both are named."""
+    from leverplus.errors import InvalidConfig
+
+    if not os.environ.get("LEVERPLUS_OPENAI_URL"):
+        return model_directory(vlm)
+    if vlm is not None:
+        raise InvalidConfig(
+            field="--vlm", reason=f"{vlm} and LEVERPLUS_OPENAI_URL are both set: the scorer asks one VLM, unset one"
+        )
+    return None
+
+
 def redis_url() -> str | None:
     """REDIS_URL; empty counts as unset."""
     return os.environ.get("REDIS_URL") or None

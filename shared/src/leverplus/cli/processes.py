@@ -21,6 +21,7 @@ from leverplus.cli.options import (
     database_url,
     model_directory,
     redis_url,
+    scoring_model,
 )
 
 
@@ -45,7 +46,7 @@ def up(
 
     config = StackConfig(
         data=data_root(data).path,
-        vlm=model_directory(vlm),
+        vlm=scoring_model(vlm),
         ports=Ports(scorer_port, trainer_port, selector_port),
         host=host,
         redis_url=redis_url(),

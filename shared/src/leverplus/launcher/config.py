@@ -72,12 +72,13 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 class StackConfig:
     """One data folder and the processes that serve it.
 
+    `vlm` None leaves the scorer to the OpenAI-compatible server that the launcher's own environment names.
     `redis_url` None starts an embedded Valkey that the launcher owns. `database_url` None is SQLite in the data folder.
     `variables` are further environment variables for every process. Times in seconds.
     """
 
     data: Path
-    vlm: Path
+    vlm: Path | None
     ports: Ports = field(default_factory=Ports)
     host: str = "127.0.0.1"
     redis_url: str | None = None
@@ -97,7 +98,7 @@ class StackConfig:
         """The variables that the services' settings read."""
         chosen = {
             "LEVERPLUS_DATA": str(self.data.resolve()),
-            "LEVERPLUS_VLM": str(self.vlm.resolve()),
+            "LEVERPLUS_VLM": str(self.vlm.resolve()) if self.vlm is not None else "",
             "LEVERPLUS_DEVICE": self.device,
             "LEVERPLUS_DTYPE": self.dtype,
             "LEVERPLUS_THREADS": str(self.threads),
@@ -116,6 +117,9 @@ class StackConfig:
             "TOKENIZERS_PARALLELISM": "false",
             "OMP_NUM_THREADS": str(self.threads),
         }
+        if self.vlm is not None:
+            # The scorer refuses two VLMs; one that the launcher inherits is not the one it was told.
+            chosen["LEVERPLUS_OPENAI_URL"] = ""
         if self.database_url is not None:
             chosen["DATABASE_URL"] = self.database_url
         return {**chosen, **self.variables}

@@ -56,7 +56,8 @@ class Stack:
         DeadlineExceeded; whatever had been started is stopped then.
         """
         tell = report or (lambda _line: None)
-        require_model(config.vlm)
+        if config.vlm is not None:
+            require_model(config.vlm)
         config.data.mkdir(parents=True, exist_ok=True)
         with ExitStack() as end:
             lock = OwnerLock(config.data / "launcher.lock")
