@@ -186,12 +186,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / ".leverplus", help="data root that holds dataset and embeddings")
     parser.add_argument("--dataset", default="invented-words")
     parser.add_argument("--split", default="val")
-    parser.add_argument("--limit", type=int, help="queries")
+    parser.add_argument("--limit", type=int, help="queries, for a trial")
     parser.add_argument("--vlm", type=Path, default=ROOT / "assets" / "in-context-vlm")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="cpu")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=RESULTS / "invented_words.json")
+    parser.add_argument("--out", type=Path, help="JSON file [results/invented_words.json for the whole val split, else none]")
     arguments = parser.parse_args()
 
     torch.set_num_threads(arguments.threads)
@@ -245,7 +245,10 @@ def main() -> None:
         "subsets": subsets,
         "probes": probes,
     }
-    write_json(arguments.out, report)
+    is_whole = arguments.limit is None and (arguments.dataset, arguments.split) == ("invented-words", "val")
+    out = arguments.out or (RESULTS / "invented_words.json" if is_whole else None)
+    if out is not None:
+        write_json(out, report)
 
 
 def subset_figures(

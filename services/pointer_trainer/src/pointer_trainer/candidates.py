@@ -47,8 +47,8 @@ def answer_pointers(
 
     wanted: words of the query's answer; offered [K]: words of each item's; most_similar_first: all K positions. Each
     demonstration shares a word with it. Small sums of similarity ranks come first; the most similar item stands last.
-    None where the query's answer is unknown or the pool cannot tell it. Only training queries can be asked: what is found
-    uses their answers, as their rewards do.
+    None where the query's answer is unknown or the pool cannot tell it. What is found uses the query's answer, as its
+    rewards do: these are candidates to train on, never a choice to be judged.
     """
     if not wanted:
         return []
