@@ -317,6 +317,7 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
     options = ["--no-wait", "--shots", "1", "--shots", "2", "--num-beams", "3", "--temp", "0.7", "--num-samples-per-temp", "4"]
     options += ["--num-random", "0", "--num-retrieval", "2", "--sampler", "similar_joint", "-k", "16", "--pool-seed", "5"]
     options += ["--candidate-split", "val", "--seed", "9", "--dry-run"]
+    options += ["--gt-prob", "--info-score"]
     plain = {"dataset": "d", "split": "train", "queries": None, "checkpoint": None}
     for given, expected in [
         (["--no-wait"], {"shots": [2], "seed": 0, "dry_run": False, "pool": {}}),
@@ -332,12 +333,34 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
                 "pool": {"sampler": "similar_joint", "k": 16, "seed": 5, "candidate_split": "val"},
                 "seed": 9,
                 "dry_run": True,
+                "gt_prob": True,
+                "info_score": True,
             },
         ),
     ]:
         answer = leverplus("rl", "generate", "d", *given, data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
         assert answer.returncode == 0, answer.stderr
         assert trainer.bodies.pop() == plain | expected
+
+
+def test_score_shows_probabilities_where_they_were_asked_for(tmp_path: Path) -> None:
+    row = {"pointer": [4, 17], "vqa_raw_generation": " red", "vqa_pred_answer": "red", "vqa_correct": 1, "vqa_acc_score": 0.9}
+    row |= {"vqa_eval_mode": "file", "vqa_gt_prob": 1.25, "info_score": -0.125}
+    stats = {"file": 1, "fallback": 0, "error": 0, "cached": 0}
+    listener = Listener({"fingerprint": {}, "results": [{"query_id": 3, "candidates": [row]}], "stats": stats})
+    asked = ["score", "d", "--query-id", "3", "--pointer", "4,17"]
+    try:
+        plain = leverplus(*asked, data=tmp_path, LEVERPLUS_SCORER_URL=listener.url)
+        full = leverplus(*asked, "--gt-prob", "--info-score", data=tmp_path, LEVERPLUS_SCORER_URL=listener.url)
+    finally:
+        listener.close()
+    assert plain.returncode == full.returncode == 0, plain.stderr + full.stderr
+    assert "0.9" in plain.stdout
+    assert "info_score" not in plain.stdout
+    assert "1.25" in full.stdout
+    assert "-0.125" in full.stdout
+    flags = [(body["options"]["gt_prob"], body["options"]["info_score"]) for body in listener.bodies]
+    assert flags == [(False, False), (True, True)]
 
 
 def test_a_job_is_told_as_it_starts_and_its_id_stands_in_a_line(tmp_path: Path) -> None:

@@ -327,6 +327,37 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     assert "not known whether ckpt-t was trained on these queries" in result["markdown"]
 
 
+def test_probabilities_on_request_serve_the_rewards_that_need_them(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    generate(run.context(request(shots=[1, 2], gt_prob=True, info_score=True), job_id="job-g"))
+
+    def probability(query: int, pointer: tuple[int, ...]) -> float:
+        """EchoEngine's: (m + 1) / (n + 2) where m of n demonstrations give the answer."""
+        return (sum(item % 4 == query % 4 for item in pointer) + 1) / (len(pointer) + 2)
+
+    records = rl_data.read(data.rl_data("rl-g")).records
+    for record in records:
+        for found in record.candidates:
+            own = probability(record.query_id, found.pointer)
+            assert found.vqa_gt_prob == pytest.approx(own), "ten annotators agree: weight 1"
+            gained = own - probability(record.query_id, found.pointer[1:]) if found.pointer else None
+            assert found.info_score == pytest.approx(gained)
+    assert len({found.info_score for record in records for found in record.candidates}) > 4
+    for name, reward in (("h", {"mode": "hybrid", "alpha": 0.5}), ("p", {"mode": "hard01_plus_gtprob"})):
+        config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4, "reward": reward}
+        trained = train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id=f"job-{name}"))
+        assert trained["checkpoint_id"] == f"ckpt-{name}"
+
+
+def test_a_scorer_without_probabilities_refuses_before_anything_is_asked(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    scorer.engine.has_probabilities = False
+    with pytest.raises(InvalidInput, match=r"options\.info_score needs the probabilities of answers"):
+        generate(run.context(request(info_score=True), job_id="job-1"))
+    assert scorer.engine.batches == []
+    assert not data.rl_data("rl-1").exists()
+
+
 def test_a_file_that_does_not_say_its_pools_gets_the_union_of_its_ids(data: DataRoot, tmp_path: Path) -> None:
     dataset = Dataset.open(data.dataset("toy"))
     path = tmp_path / "old.json"

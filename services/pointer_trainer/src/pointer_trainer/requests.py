@@ -58,6 +58,8 @@ class GenerateRequest(_Request):
     pool: PoolSettings = PoolSettings()
     checkpoint: Annotated[Name | None, Field(description="null: a selector initialised with the seed")] = None
     flavour: Literal["official", "lever_plus"] = "official"
+    gt_prob: Annotated[bool, Field(description="fill vqa_gt_prob, for rewards that are made of it")] = False
+    info_score: Annotated[bool, Field(description="fill info_score, for reward mode hybrid")] = False
     seed: Seed = 0
     dry_run: Annotated[bool, Field(description="count the pointers, score none")] = False
 

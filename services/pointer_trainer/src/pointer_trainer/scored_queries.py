@@ -79,13 +79,15 @@ class Scorer:
         dataset: str,
         *,
         flavour: Literal["official", "lever_plus"],
+        gt_prob: bool = False,
+        info_score: bool = False,
         check: Callable[[], None],
         traffic: Traffic | None = None,
     ) -> None:
         """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
         self._client = client
         self._dataset = dataset
-        self._options = ScoreOptions(flavour=flavour)
+        self._options = ScoreOptions(flavour=flavour, gt_prob=gt_prob, info_score=info_score)
         self._check = check
         self._traffic = traffic or Traffic()
         self._largest = self._traffic.pointers_a_request

@@ -112,6 +112,8 @@ def generate(
     pool_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the pools; default 0.")] = None,
     candidate_split: Annotated[str | None, typer.Option(help="Where demonstrations come from; default train.")] = None,
     checkpoint: Annotated[str | None, typer.Option(help="Selector that proposes; default: a fresh one.")] = None,
+    gt_prob: Annotated[bool, typer.Option("--gt-prob", help="Fill vqa_gt_prob, for rewards that are made of it.")] = False,
+    info_score: Annotated[bool, typer.Option("--info-score", help="Fill info_score, for reward mode hybrid.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of queries and pointers.")] = 0,
     dry_run: Annotated[bool, typer.Option(help="Count the pointers, score none.")] = False,
     wait: Wait = True,
@@ -124,10 +126,11 @@ def generate(
 
     body: dict[str, Any] = {"dataset": dataset, "split": split, "queries": queries, "shots": shots or [2]}
     body |= {"checkpoint": checkpoint, "seed": seed, "dry_run": dry_run}
-    numbers = {"num_beams": num_beams, "num_samples_per_temp": num_samples_per_temp, "temps": temps or None}
-    numbers |= {"num_random": num_random, "num_retrieval": num_retrieval, "num_answer": num_answer}
+    chosen = {"num_beams": num_beams, "num_samples_per_temp": num_samples_per_temp, "temps": temps or None}
+    chosen |= {"num_random": num_random, "num_retrieval": num_retrieval, "num_answer": num_answer}
     pool = {"sampler": sampler, "k": k, "seed": pool_seed, "candidate_split": candidate_split}
-    body |= _stated(numbers) | {"pool": _stated(pool)}
+    chosen |= {"gt_prob": gt_prob or None, "info_score": info_score or None}
+    body |= _stated(chosen) | {"pool": _stated(pool)}
     with TrainerClient(trainer_url) as client:
         finish_job(client, client.generate(body), "generate", wait=wait, as_json=as_json, show=show_made)
 

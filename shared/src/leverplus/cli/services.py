@@ -23,6 +23,10 @@ def score(
     query_id: Annotated[int, typer.Option(help="ItemId of the query.")],
     pointer: Annotated[list[str], typer.Option(help="ItemIds with commas, e.g. 4,17; '' is zero-shot; may be repeated.")],
     flavour: Annotated[str, typer.Option(help="official or lever_plus.")] = "official",
+    gt_prob: Annotated[bool, typer.Option("--gt-prob", help="How likely the VLM is to give the annotated answers.")] = False,
+    info_score: Annotated[
+        bool, typer.Option("--info-score", help="What the first demonstration adds to the answer's probability.")
+    ] = False,
     as_json: Json = False,
     scorer_url: ScorerUrl = SCORER,
 ) -> None:
@@ -35,20 +39,18 @@ def score(
     if flavour not in ("official", "lever_plus"):
         raise InvalidInput(f"--flavour {flavour!r} is neither 'official' nor 'lever_plus'")
     query = {"query_id": query_id, "pointers": [_pointer(text) for text in pointer]}
-    request = validated(ScoreRequest, {"dataset": dataset, "queries": [query], "options": {"flavour": flavour}})
+    options = {"flavour": flavour, "gt_prob": gt_prob, "info_score": info_score}
+    request = validated(ScoreRequest, {"dataset": dataset, "queries": [query], "options": options})
     with ScorerClient(scorer_url) as client:
         response = client.score(request)
     if as_json:
         print_json(response.model_dump())
         return
-    print_table(
-        f"query {query_id} of {dataset}",
-        ("pointer", "answer", "accuracy", "correct", "mode"),
-        (
-            (each.pointer, each.vqa_pred_answer, each.vqa_acc_score, each.vqa_correct, each.vqa_eval_mode)
-            for each in response.results[0].candidates
-        ),
-    )
+    fields = {"pointer": "pointer", "answer": "vqa_pred_answer", "accuracy": "vqa_acc_score", "correct": "vqa_correct"}
+    fields |= {"mode": "vqa_eval_mode"} | ({"gt_prob": "vqa_gt_prob"} if gt_prob else {})
+    fields |= {"info_score": "info_score"} if info_score else {}
+    rows = ([getattr(each, field) for field in fields.values()] for each in response.results[0].candidates)
+    print_table(f"query {query_id} of {dataset}", tuple(fields), rows)
 
 
 def train(

@@ -52,7 +52,14 @@ def generate(context: JobContext) -> dict[str, Any]:
     counts = ModeCounts()
     bare: list[ItemId] = []
     with ScorerClient(context.scorer_url) as client:
-        scorer = Scorer(client, request.dataset, flavour=request.flavour, check=context.check)
+        scorer = Scorer(
+            client,
+            request.dataset,
+            flavour=request.flavour,
+            gt_prob=request.gt_prob,
+            info_score=request.info_score,
+            check=context.check,
+        )
         with closing(_scored(context, dataset, proposals, scorer, counts, len(query_ids), bare)) as records:
             first = next(records, None)
             if first is None:
@@ -141,6 +148,8 @@ def _with_score(candidate: Candidate, score: ScoredCandidate) -> Candidate:
         vqa_correct=score.vqa_correct,
         vqa_acc_score=score.vqa_acc_score,
         vqa_eval_mode=score.vqa_eval_mode,
+        vqa_gt_prob=score.vqa_gt_prob,
+        info_score=score.info_score,
     )
 
 
