@@ -450,6 +450,20 @@ def test_the_service_scores_with_the_server_that_its_settings_name(
     assert KEY not in caplog.text + repr(settings) + json.dumps([first, again])
 
 
+def test_the_engine_is_closed_with_its_service(
+    server: ChatServer, make: Make, data: DataRoot, running: Running, prompts: list[ScoringPrompt]
+) -> None:
+    engine = make()
+
+    async def come_and_go() -> None:
+        async with running(create_app(ScorerSettings(data=data.path, vlm=data.path), engine=engine)):
+            pass
+
+    asyncio.run(come_and_go())
+    with pytest.raises(Unavailable, match="is stopping"):
+        engine.generate(prompts[:1])
+
+
 def test_probabilities_of_given_answers_are_refused(make: Make, prompts: list[ScoringPrompt]) -> None:
     engine = make()
     assert not engine.has_probabilities

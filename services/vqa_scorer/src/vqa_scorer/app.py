@@ -18,10 +18,12 @@ from vqa_scorer.routes import create_router
 from vqa_scorer.service import ScoringService
 from vqa_scorer.settings import ScorerSettings
 
+_CLOSING_BATCH_LIMIT_S = 5.0
+
 
 @runtime_checkable
 class Closes(Protocol):
-    """An engine that holds more than memory."""
+    """An engine whose `close`, called from another thread, ends what it is doing."""
 
     def close(self) -> None: ...
 
@@ -51,9 +53,11 @@ def create_app(
         try:
             yield
         finally:
-            await asyncio.to_thread(service.worker.close)
             if isinstance(engine, Closes):
+                # A server that is away would be asked until the retries end.
+                await asyncio.to_thread(service.worker.close, limit_s=_CLOSING_BATCH_LIMIT_S)
                 await asyncio.to_thread(engine.close)
+            await asyncio.to_thread(service.worker.close)
 
     app = create_service("vqa_scorer", ready=service.worker.require_ready, lifespan=lifespan)
     app.state.registry.register(service.metrics)
