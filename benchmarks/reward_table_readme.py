@@ -52,6 +52,13 @@ Accuracies in percent. "Best" looks at the answers and so includes lucky hits; i
   i and j are positions in the query's pool under the policy of table.json.
 - `table.json`: query ids, hashes (dataset, pixels, pools, weights, these files), prompt, precision, and how it was made.
 
+```python
+table = RewardTable.open(Path("assets/reward-table"), "val")
+table.random(2).mean(), table.best(2).mean()    # exact, over the queries
+table.chosen(positions).mean()                  # [queries, 2]: one pointer a query
+table.expected(probabilities, 2).mean()         # [queries, 4032], in the order of all_pointers(64)[columns(64, 2)]
+```
+
 Made on {made["device"]} in {made["seconds"]} s ({header["precision"]}; {rate:,} pointers a second on a warm sample).
 Compared with the scorer's own engine in float32 on a processor: {agreement}.
 

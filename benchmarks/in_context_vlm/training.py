@@ -140,15 +140,34 @@ class Training:
             "generators": [side.generator.get_state() for side in (self.training, self.held_out)],
             "seconds": self.seconds,
             "progress": vars(self.progress),
+            "arguments": deciding(self.arguments),
         }
         torch.save(state, partial)
         partial.replace(checkpoint)
 
     def _load(self, checkpoint: Path) -> None:
         saved = torch.load(checkpoint, map_location=self.model.device, weights_only=True)
+        refuse_other_arguments(checkpoint, saved["arguments"], deciding(self.arguments))
         self.model.load_state_dict(saved["model"])
         self.seeing.heads.load_state_dict(saved["seeing"])
         self.steps.adamw.load_state_dict(saved["optimizer"])
         for side, state in zip((self.training, self.held_out), saved["generators"], strict=True):
             side.generator.set_state(state.cpu())
         self.before, self.progress = saved["seconds"], Progress(**saved["progress"])
+
+
+_FREE = ("out", "checkpoint", "init", "compile", "workers", "report_seconds")
+"""Arguments that may differ between a run and the one that goes on with it."""
+
+
+def deciding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that make a run what it is."""
+    return {name: value for name, value in vars(arguments).items() if name not in _FREE}
+
+
+def refuse_other_arguments(checkpoint: Path, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Ends the program, naming each argument that differs with both values."""
+    names = [name for name in sorted(saved | given) if saved.get(name) != given.get(name)]
+    if names:
+        found = "; ".join(f"{name} {saved.get(name)} there, {given.get(name)} here" for name in names)
+        raise SystemExit(f"error: {checkpoint} is of another run: {found}. Give the same arguments, or another --checkpoint")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from in_context_vlm.easy_questions import read_split
 from in_context_vlm.episodes import EASY_QUESTION, ENGLISH_INDEX, Episodes, EpisodeSource, Items, Mix
 from in_context_vlm.pieces import ALWAYS, ASKED, build_pieces, prompt_text
 from in_context_vlm.tokenizer import IMAGE_PAD, TURN_END, build_tokenizer
+from in_context_vlm.training import deciding, refuse_other_arguments
 from torch import Tensor
 from transformers import Qwen2Tokenizer
 
@@ -99,3 +101,11 @@ def test_the_prompts_are_the_scorers(source: EpisodeSource, tokenizer: Qwen2Toke
         solved = [Shot(NOWHERE, question, answer) for question, answer in SOLVED.findall(text)]
         assert len(solved) == shots
         assert text == f"{prompt_text(tokenizer, solved, Shot(NOWHERE, last[1]))} {last[2]}{TURN_END}"
+
+
+def test_a_run_goes_on_with_its_own_arguments_only(tmp_path: Path) -> None:
+    given = deciding(argparse.Namespace(lr=1e-3, seed=0, steps=9, out=tmp_path, workers=3))
+    assert given == {"lr": 1e-3, "seed": 0, "steps": 9}
+    refuse_other_arguments(tmp_path, given, dict(given))
+    with pytest.raises(SystemExit, match=r"lr 0\.001 there, 0\.1 here; seed 0 there, 1 here"):
+        refuse_other_arguments(tmp_path, given, {**given, "lr": 0.1, "seed": 1})
