@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, create_engine, update
 
+import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
 from leverplus.ids import ItemId
 from leverplus.store import JobStore, LeaseLost, ScoreStore, open_store
@@ -35,6 +38,23 @@ def age_heartbeat(engine: Engine, job_id: str, seconds: float) -> None:
 def test_migrations_give_the_tables_of_the_schema(engine: Engine):
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_scores_outlive_the_step_to_a_newer_schema(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+    config = Config()
+    config.set_main_option("script_location", str(Path(leverplus.store.__file__).parent / "migrations"))
+    old = create_engine(url)
+    with old.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        ScoreStore(old).commit("d", "g", {key(1, 2): "red"})
+    old.dispose()
+    engine = open_store(url)
+    store = ScoreStore(engine)
+    assert store.committed("d", "g", [key(1, 2)]) == {key(1, 2): "red"}
+    assert store.committed_probabilities("d", "g", [key(1, 2)]) == {}
+    engine.dispose()
 
 
 def test_opening_again_or_at_once_is_harmless(tmp_path: Path):
