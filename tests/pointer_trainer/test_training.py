@@ -132,6 +132,16 @@ def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any
     assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
 
 
+def test_the_epoch_is_kept_by_what_the_config_says(world: World, tmp_path: Path):
+    # A rate so high that the loss turns up again while the expected reward still moves.
+    by_loss = run(world, tmp_path / "loss", keep_epoch="loss", rce_lr=0.3, rce_epochs=6)
+    by_reward = run(world, tmp_path / "reward", rce_lr=0.3, rce_epochs=6)
+    assert by_loss.epochs == by_reward.epochs
+    assert by_loss.metrics["held_out_rce"] == min(row["held_out_rce"] for row in by_loss.epochs[1:])
+    assert by_reward.metrics["held_out_expected_reward"] == max(row["held_out_expected_reward"] for row in by_reward.epochs[1:])
+    assert by_loss.metrics["epoch"] != by_reward.metrics["epoch"]
+
+
 def test_rce_equals_the_formula_taken_one_pointer_at_a_time(world: World):
     """Mean over groups of Σ_i w_i Σ_t CE(logits_t, a_t), w = softmax(z / τ): no batch, no padding, no shared encoding."""
     examples, _ = build_examples([world.data], TrainConfig().reward)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -51,6 +51,10 @@ class TrainConfig(BaseModel):
     state_update: Literal["none", "gate"] = "none"
 
     # data
+    keep_epoch: Annotated[
+        Literal["expected_reward", "loss"],
+        Field(description="by held-out queries; loss (RCE) where nearly all candidates are right and rewards tell nothing"),
+    ] = "expected_reward"
     split: Literal["by_query", "by_image"] = "by_query"
     train_ratio: float = Field(0.8, gt=0, lt=1)
 

@@ -1,7 +1,7 @@
 """Trains a pointer selector on scored candidates: reward-weighted cross-entropy, judged on held-out queries.
 
 A run is a function of its config and its data: on the CPU the same seed gives the same weights to the last bit. Every epoch
-is judged on queries that were not trained on; the epoch with the highest expected reward there is the one that is kept.
+is judged on queries that were not trained on; the epoch that does best there, by `keep_epoch`, is the one that is kept.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def train(
         for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop):
             rows.append({**row, **data_metrics})
             _write_metrics(run_folder / METRICS_FILE, rows)
-            if row["epoch"] > 0 and (not best or row["held_out_expected_reward"] > best["held_out_expected_reward"]):
+            if row["epoch"] > 0 and (not best or _worth(row, config) > _worth(best, config)):
                 best = rows[-1]
                 best_tensors = model.tensors()
 
@@ -138,6 +138,11 @@ def train(
     )
     save_checkpoint(checkpoint_folder, best_tensors, info)
     return TrainResult(checkpoint_folder.name, best, curve_path, rows)
+
+
+def _worth(row: Mapping[str, Any], config: TrainConfig) -> float:
+    """What an epoch is kept for: the larger the better."""
+    return -row["held_out_rce"] if config.keep_epoch == "loss" else row["held_out_expected_reward"]
 
 
 def _unexpected(

@@ -107,6 +107,9 @@ def generate(
     num_random: Annotated[int | None, typer.Option(min=0, help="Pointers drawn uniformly; default 1.")] = None,
     num_retrieval: Annotated[int | None, typer.Option(min=0, help="Pointers of the most similar; default 5.")] = None,
     num_answer: Annotated[int | None, typer.Option(min=0, help="Pointers whose answers hold the query's own; default 0.")] = None,
+    zero_shot: Annotated[
+        bool | None, typer.Option("--zero-shot/--no-zero-shot", help="The empty pointer as well, a baseline; default yes.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="How each query's pool is made; default random.")] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Ids in a pool; default 64.")] = None,
     pool_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the pools; default 0.")] = None,
@@ -127,7 +130,7 @@ def generate(
     body: dict[str, Any] = {"dataset": dataset, "split": split, "queries": queries, "shots": shots or [2]}
     body |= {"checkpoint": checkpoint, "seed": seed, "dry_run": dry_run}
     chosen = {"num_beams": num_beams, "num_samples_per_temp": num_samples_per_temp, "temps": temps or None}
-    chosen |= {"num_random": num_random, "num_retrieval": num_retrieval, "num_answer": num_answer}
+    chosen |= {"num_random": num_random, "num_retrieval": num_retrieval, "num_answer": num_answer, "zero_shot": zero_shot}
     pool = {"sampler": sampler, "k": k, "seed": pool_seed, "candidate_split": candidate_split}
     chosen |= {"gt_prob": gt_prob or None, "info_score": info_score or None}
     body |= _stated(chosen) | {"pool": _stated(pool)}

@@ -36,6 +36,7 @@ _TRAIN = {
     "temperature_start": 0.2,
     "temperature_end": 0.2,
     "hidden_dim": 128,
+    "keep_epoch": "loss",
 }
 
 CUTS: dict[Size, Cut] = {
