@@ -54,9 +54,9 @@ Accuracies in percent. "Best" looks at the answers and so includes lucky hits; i
 
 ```python
 table = RewardTable.open(Path("assets/reward-table"), "val")
-table.random(2).mean(), table.best(2).mean()    # exact, over the queries
-table.chosen(positions).mean()                  # [queries, 2]: one pointer a query
-table.expected(probabilities, 2).mean()         # [queries, 4032], in the order of all_pointers(64)[columns(64, 2)]
+table.random(2).mean(), table.best(2).mean()  # exact, over the queries
+table.chosen(positions).mean()  # [queries, 2]: one pointer a query
+table.expected(probabilities, 2).mean()  # [queries, 4032], in the order of all_pointers(64)[columns(64, 2)]
 ```
 
 Made on {made["device"]} in {made["seconds"]} s ({header["precision"]}; {rate:,} pointers a second on a warm sample).
