@@ -183,7 +183,8 @@ class TransformersEngine:
         parts = text.split(placeholder)
         if len(parts) != len(images) + 1:
             raise InvalidInput(f"a question or answer holds the image placeholder {placeholder}: {prompt.query.question!r}")
-        expanded = "".join(part + placeholder * image.tokens for part, image in zip(parts, images, strict=False)) + parts[-1]
+        *before, last = parts
+        expanded = "".join(part + placeholder * image.tokens for part, image in zip(before, images, strict=True)) + last
         return EncodedPrompt(self._token_ids(expanded), images)
 
     def _text(self, demonstrations: Sequence[Shot], query: Shot) -> str:
