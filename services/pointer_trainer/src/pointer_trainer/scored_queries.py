@@ -13,6 +13,7 @@ from leverplus.client import ScorerClient
 from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
+from leverplus.metric import PostprocessingName
 from leverplus.scoring import ScoredCandidate, ScoredQuery, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
 
 STOP_POLL_S = 0.2
@@ -79,6 +80,7 @@ class Scorer:
         dataset: str,
         *,
         flavour: Literal["official", "lever_plus"],
+        postprocessing: PostprocessingName = "short-answer",
         gt_prob: bool = False,
         info_score: bool = False,
         check: Callable[[], None],
@@ -87,7 +89,7 @@ class Scorer:
         """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
         self._client = client
         self._dataset = dataset
-        self._options = ScoreOptions(flavour=flavour, gt_prob=gt_prob, info_score=info_score)
+        self._options = ScoreOptions(flavour=flavour, postprocessing=postprocessing, gt_prob=gt_prob, info_score=info_score)
         self._check = check
         self._traffic = traffic or Traffic()
         self._largest = self._traffic.pointers_a_request
@@ -209,8 +211,7 @@ def _joined(answers: Sequence[ScoreResponse]) -> ScoreResponse:
                 results[-1].candidates.extend(result.candidates)
             else:
                 results.append(result)
-    counts = {name: sum(getattr(answer.stats, name) for answer in answers) for name in ScoreStats.model_fields}
-    return ScoreResponse(fingerprint=first.fingerprint, results=results, stats=ScoreStats(**counts))
+    return ScoreResponse(fingerprint=first.fingerprint, results=results, stats=ScoreStats.total(each.stats for each in answers))
 
 
 def _retry_after_s(error: LeverPlusError) -> float:

@@ -56,6 +56,7 @@ def generate(context: JobContext) -> dict[str, Any]:
             client,
             request.dataset,
             flavour=request.flavour,
+            postprocessing=request.postprocessing,
             gt_prob=request.gt_prob,
             info_score=request.info_score,
             check=context.check,
