@@ -71,6 +71,7 @@ class ScoreStream:
         self._placed: deque[tuple[Slice, Prepared, Ticket[WorkKey, Outcome]]] = deque()
         self._begun: list[ScoredCandidate] = []
         self._stats = ScoreStats.total([])
+        self._failure: LeverPlusError | None = None
         self._ended = False
 
     async def start(self) -> None:
@@ -82,11 +83,12 @@ class ScoreStream:
         """Fingerprint, queries in the order of the request, and the statistics, or the problem that ended it, as NDJSON."""
         yield _line(StreamStart(fingerprint=make_fingerprint(self._plan, self._generation)))
         try:
-            while self._ready is not None or self._placed:
-                async with asyncio.timeout(self._deadline_s):
-                    lines = await self._advance()
+            lines: bytes | None = b""
+            while lines is not None:
                 if lines:
                     yield lines
+                async with asyncio.timeout(self._deadline_s):
+                    lines = await self._advance()
             self._metrics.add(requests=1)
             last: BaseModel = StreamEnd(stats=self._stats)
         except TimeoutError:
@@ -112,26 +114,35 @@ class ScoreStream:
             self._ended = True
             self._metrics.add(client_gone=1)
 
-    async def _advance(self) -> bytes:
-        """Fills up the slices on their way and waits for the oldest; its lines, none while its query goes on."""
-        while self._ready is not None and len(self._placed) < SLICES:
+    async def _advance(self) -> bytes | None:
+        """Fills up the slices on their way and waits for the oldest: its lines, none while its query goes on. None at the end."""
+        while self._failure is None and len(self._placed) < SLICES:
             try:
+                if not await self._make_ready():
+                    break
                 self._place()
             except QueueFull:
                 if self._placed:
                     break
                 # All places are others': this stream is not told when one becomes free.
                 await asyncio.sleep(_POLL_S)
-                continue
-            await self._make_ready()
+            except LeverPlusError as error:
+                # What was placed before is answered first.
+                self._failure = error
+        if not self._placed:
+            if self._failure is not None:
+                raise self._failure
+            return None
         part, prepared, ticket = self._placed[0]
         outcomes = {**prepared.committed, **await ticket.values()}
         self._placed.popleft()
         return await asyncio.to_thread(self._answer, part, outcomes, prepared)
 
-    async def _make_ready(self) -> None:
-        part = next(self._slices, None)
-        self._ready = None if part is None else (part, await asyncio.to_thread(self._prepare, part.plan))
+    async def _make_ready(self) -> bool:
+        """Prepares the next slice unless one waits to be placed; false at the end."""
+        if self._ready is None and (part := next(self._slices, None)) is not None:
+            self._ready = (part, await asyncio.to_thread(self._prepare, part.plan))
+        return self._ready is not None
 
     def _place(self) -> None:
         assert self._ready is not None, "a slice was prepared"
