@@ -6,11 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import islice, permutations
 from pathlib import Path
 from threading import Event
@@ -19,7 +18,6 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from leverplus import errors
@@ -32,6 +30,8 @@ from leverplus.store import ScoreStore, open_store
 from vqa_scorer.app import create_app
 from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.settings import ScorerSettings
+
+Serving = Callable[[FastAPI], AbstractContextManager[ScorerClient]]
 
 LIMIT_S = 30.0
 EVERY_POINTER = 205
@@ -55,24 +55,6 @@ def settled(value: Callable[[], int]) -> int:
         before, seen = seen, value()
         if seen == before:
             return seen
-
-
-@contextmanager
-def serving(app: FastAPI) -> Generator[ScorerClient]:
-    """The application on a socket of its own, ready."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        with ScorerClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=LIMIT_S) as client:
-            until(lambda: is_ready(client))
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join(LIMIT_S)
-        listener.close()
 
 
 def is_ready(client: ScorerClient) -> bool:
@@ -103,7 +85,9 @@ def read(client: ScorerClient, asked: ScoreRequest) -> list[ScoredQuery]:
         return list(stream)
 
 
-def test_a_stream_is_the_plain_answer_in_lines_and_may_be_larger_than_the_queue(settings: ScorerSettings) -> None:
+def test_a_stream_is_the_plain_answer_in_lines_and_may_be_larger_than_the_queue(
+    settings: ScorerSettings, serving: Serving
+) -> None:
     """The queue has 8 places, a batch 4; each query needs 205, is cut for the queue and comes in one line."""
     several = request((0, pointers(0)), (3, [[1], [], [1]]), (1, pointers(1)), (0, [[]]), (4, [[]]))
     with serving(create_app(settings, EchoEngine(zero_shot="red"))) as client:
@@ -123,7 +107,7 @@ def test_a_stream_is_the_plain_answer_in_lines_and_may_be_larger_than_the_queue(
         assert client.stats()["totals"]["requests"] == 2
 
 
-def test_the_lines_on_the_wire(settings: ScorerSettings) -> None:
+def test_the_lines_on_the_wire(settings: ScorerSettings, serving: Serving) -> None:
     with serving(create_app(settings, EchoEngine())) as client:
         body = request((0, [[1]]), (3, [[1]])).model_dump()
         answer = httpx.post(f"{client.base_url}/score", json=body, headers={"Accept": "application/x-ndjson"})
@@ -135,7 +119,7 @@ def test_the_lines_on_the_wire(settings: ScorerSettings) -> None:
 
 
 @pytest.mark.parametrize("options", [{"gt_prob": True}, {"gt_prob": True, "info_score": True}])
-def test_probabilities_are_streamed_likewise(settings: ScorerSettings, options: dict[str, bool]) -> None:
+def test_probabilities_are_streamed_likewise(settings: ScorerSettings, serving: Serving, options: dict[str, bool]) -> None:
     asked = request((0, pointers(0, 40)), (3, pointers(3, 3)), **options)
     roomy = settings.model_copy(update={"queue_size": 1000})
     with serving(create_app(settings, EchoEngine())) as client:
@@ -144,7 +128,7 @@ def test_probabilities_are_streamed_likewise(settings: ScorerSettings, options: 
         assert lines == client.score(asked).results
 
 
-def test_what_is_shown_is_committed(settings: ScorerSettings, dataset: Dataset) -> None:
+def test_what_is_shown_is_committed(settings: ScorerSettings, serving: Serving, dataset: Dataset) -> None:
     engine = EchoEngine()
     store = ScoreStore(open_store(settings.store_url))
     sets = digest(dataset.fingerprint()), digest(engine.generation_fingerprint())
@@ -154,7 +138,7 @@ def test_what_is_shown_is_committed(settings: ScorerSettings, dataset: Dataset) 
             assert store.committed(*sets, keys).keys() == set(keys)
 
 
-def test_faults_before_the_first_line_are_plain_problems(settings: ScorerSettings) -> None:
+def test_faults_before_the_first_line_are_plain_problems(settings: ScorerSettings, serving: Serving) -> None:
     with serving(create_app(settings, EchoEngine())) as client:
         with pytest.raises(errors.InvalidPointer, match="own demonstration"):
             client.score_stream(request((0, pointers(0)), (1, [[1]])))
@@ -162,7 +146,7 @@ def test_faults_before_the_first_line_are_plain_problems(settings: ScorerSetting
             client.score_stream(request((0, pointers(0)), (3, [[]]), strict=True))
 
 
-def test_an_image_that_cannot_be_read_ends_the_stream_where_it_stands(settings: ScorerSettings) -> None:
+def test_an_image_that_cannot_be_read_ends_the_stream_where_it_stands(settings: ScorerSettings, serving: Serving) -> None:
     with (
         serving(create_app(settings, EchoEngine())) as client,
         client.score_stream(request((0, pointers(0)), (1, [[7]]))) as stream,
@@ -173,7 +157,7 @@ def test_an_image_that_cannot_be_read_ends_the_stream_where_it_stands(settings: 
         assert queue(client)["waiting"] == 0
 
 
-def test_a_client_that_vanishes_stops_the_feeding_and_frees_its_places(settings: ScorerSettings) -> None:
+def test_a_client_that_vanishes_stops_the_feeding_and_frees_its_places(settings: ScorerSettings, serving: Serving) -> None:
     gate = Event()
     engine = EchoEngine(gate=gate)
     with serving(create_app(settings.model_copy(update={"queue_size": 64}), engine)) as client:
@@ -187,7 +171,7 @@ def test_a_client_that_vanishes_stops_the_feeding_and_frees_its_places(settings:
         assert len(engine.batches) == 1
 
 
-def test_a_client_that_takes_nothing_is_not_fed_and_ended_at_the_deadline(settings: ScorerSettings) -> None:
+def test_a_client_that_takes_nothing_is_not_fed_and_ended_at_the_deadline(settings: ScorerSettings, serving: Serving) -> None:
     """4,000 lines of 64 KiB are more than the buffers of a connection hold."""
     asked = request(*[(0, [[]])] * 4_000)
     engine = EchoEngine(zero_shot="x" * 65_536)
@@ -208,7 +192,7 @@ def test_a_client_that_takes_nothing_is_not_fed_and_ended_at_the_deadline(settin
             assert client.stats()["totals"]["file"] == shown + 1
 
 
-def test_streams_share_batches_and_a_small_request_need_not_wait_for_them(settings: ScorerSettings) -> None:
+def test_streams_share_batches_and_a_small_request_need_not_wait_for_them(settings: ScorerSettings, serving: Serving) -> None:
     """Each stream holds at most 8 batches of 4, and both leave a quarter of the queue to others."""
     gate = Event()
     engine = EchoEngine(gate=gate)
@@ -229,7 +213,7 @@ def test_streams_share_batches_and_a_small_request_need_not_wait_for_them(settin
     assert any(asked & {"what is 0?", "what is 1?", "what is 2?"} and asked & {"what is 3?", "what is 4?"} for asked in questions)
 
 
-def test_a_queue_without_room_is_429_for_a_stream_before_it_is_for_others(settings: ScorerSettings) -> None:
+def test_a_queue_without_room_is_429_for_a_stream_before_it_is_for_others(settings: ScorerSettings, serving: Serving) -> None:
     gate = Event()
     engine = EchoEngine(gate=gate)
     with serving(create_app(settings, engine)) as client, ThreadPoolExecutor() as threads:
@@ -248,7 +232,7 @@ def test_a_queue_without_room_is_429_for_a_stream_before_it_is_for_others(settin
             assert answer.result(LIMIT_S).stats.file > 0
 
 
-def test_a_failed_batch_ends_the_stream_with_its_problem(settings: ScorerSettings) -> None:
+def test_a_failed_batch_ends_the_stream_with_its_problem(settings: ScorerSettings, serving: Serving) -> None:
     engine = EchoEngine(delay_s=0.005)
     with serving(create_app(settings, engine)) as client:
         with client.score_stream(request((0, [[1], [2]]), (1, pointers(1)), (2, pointers(2)))) as stream:
@@ -261,7 +245,7 @@ def test_a_failed_batch_ends_the_stream_with_its_problem(settings: ScorerSetting
         assert client.score(request((0, [[1], [2]]))).stats.cached == 2
 
 
-def test_without_progress_the_deadline_ends_a_stream(settings: ScorerSettings) -> None:
+def test_without_progress_the_deadline_ends_a_stream(settings: ScorerSettings, serving: Serving) -> None:
     gate = Event()
     with serving(create_app(settings.model_copy(update={"deadline_s": 0.5}), EchoEngine(gate=gate))) as client:
         with client.score_stream(request((0, pointers(0)))) as stream, pytest.raises(errors.DeadlineExceeded, match=r"0\.5 s"):
