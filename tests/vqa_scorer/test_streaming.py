@@ -171,25 +171,31 @@ def test_a_client_that_vanishes_stops_the_feeding_and_frees_its_places(settings:
         assert len(engine.batches) == 1
 
 
+@contextmanager
+def lazy_client(client: ScorerClient, asked: ScoreRequest) -> Generator[None]:
+    """Asks for a stream and reads nothing of it."""
+    address = httpx.URL(client.base_url)
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect((address.host, address.port))
+        body = orjson.dumps(asked.model_dump())
+        head = f"POST /score HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\nContent-Length: {len(body)}\r\n"
+        lazy.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+        yield
+
+
 def test_a_client_that_takes_nothing_is_not_fed_and_ended_at_the_deadline(settings: ScorerSettings, serving: Serving) -> None:
     """4,000 lines of 64 KiB are more than the buffers of a connection hold."""
     asked = request(*[(0, [[]])] * 4_000)
     engine = EchoEngine(zero_shot="x" * 65_536)
-    with serving(create_app(settings.model_copy(update={"deadline_s": 2.0}), engine)) as client:
-        address = httpx.URL(client.base_url)
-        with socket.socket() as lazy:
-            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            lazy.connect((address.host, address.port))
-            body = orjson.dumps(asked.model_dump())
-            head = f"POST /score HTTP/1.1\r\nHost: x\r\nAccept: application/x-ndjson\r\nContent-Length: {len(body)}\r\n"
-            lazy.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
-            until(lambda: client.stats()["totals"]["file"] > 0)
-            shown = settled(lambda: client.stats()["totals"]["file"])
-            assert shown < 4_000
-            assert queue(client)["waiting"] == 0
-            assert client.score(request((1, [[0]]))).stats.file == 1
-            until(lambda: client.stats()["totals"]["client_gone"] == 1)
-            assert client.stats()["totals"]["file"] == shown + 1
+    with serving(create_app(settings.model_copy(update={"deadline_s": 2.0}), engine)) as client, lazy_client(client, asked):
+        until(lambda: client.stats()["totals"]["file"] > 0)
+        shown = settled(lambda: client.stats()["totals"]["file"])
+        assert shown < 4_000
+        assert queue(client)["waiting"] == 0
+        assert client.score(request((1, [[0]]))).stats.file == 1
+        until(lambda: client.stats()["totals"]["client_gone"] == 1)
+        assert client.stats()["totals"]["file"] == shown + 1
 
 
 def test_streams_share_batches_and_a_small_request_need_not_wait_for_them(settings: ScorerSettings, serving: Serving) -> None:
@@ -262,26 +268,27 @@ from leverplus.web import serve
 from vqa_scorer.app import create_app
 from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.settings import ScorerSettings
-data, port, delay_s = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+data, port, delay_s, text = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), "x" * int(sys.argv[4])
 settings = ScorerSettings(data=data, vlm=data, batch_size=4, queue_size=64)
-serve(create_app(settings, EchoEngine(delay_s=delay_s, record=False)), host="127.0.0.1", port=port)
+serve(create_app(settings, EchoEngine(delay_s=delay_s, zero_shot=text, record=False)), host="127.0.0.1", port=port)
 """
 
 
 @contextmanager
-def process(data: Path, *, delay_s: float) -> Generator[tuple[subprocess.Popen[bytes], ScorerClient]]:
+def process(data: Path, *, delay_s: float = 0.0, text_length: int = 3) -> Generator[tuple[subprocess.Popen[bytes], ScorerClient]]:
     """A scorer in a process of its own."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    started = subprocess.Popen([sys.executable, "-c", SERVER, str(data), str(port), str(delay_s)], stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", SERVER, str(data), str(port), str(delay_s), str(text_length)]
+    started = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         with ScorerClient(f"http://127.0.0.1:{port}", timeout_s=LIMIT_S) as client:
             until(lambda: is_ready(client))
             yield started, client
     finally:
         started.kill()
-        started.communicate()
+        started.wait(LIMIT_S)
 
 
 def test_sigterm_hands_a_stream_back_and_keeps_what_was_shown(settings: ScorerSettings, dataset: Dataset) -> None:
@@ -299,7 +306,33 @@ def test_sigterm_hands_a_stream_back_and_keeps_what_was_shown(settings: ScorerSe
     assert 20 <= len(shown) < len(asked.queries)
     keys = [(ItemId(line.query_id), tuple(map(ItemId, line.candidates[0].pointer))) for line in shown]
     store = ScoreStore(open_store(settings.store_url))
-    sets = digest(dataset.fingerprint()), digest(EchoEngine().generation_fingerprint())
+    sets = digest(dataset.fingerprint()), digest(EchoEngine(zero_shot="xxx").generation_fingerprint())
     assert store.committed(*sets, keys) == {
         key: line.candidates[0].vqa_raw_generation for key, line in zip(keys, shown, strict=True)
     }
+
+
+def test_sigterm_does_not_wait_for_a_client_that_takes_nothing(settings: ScorerSettings) -> None:
+    asked = request(*[(0, [[]])] * 4_000)
+    with process(settings.data, text_length=65_536) as (server, client), lazy_client(client, asked):
+        until(lambda: client.stats()["totals"]["file"] > 0)
+        settled(lambda: client.stats()["totals"]["file"])
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(9) == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_ten_thousand_pointers_in_one_request_take_little_memory(settings: ScorerSettings) -> None:
+    """benchmarks/scorer_stream.py has 100,000, all distinct; here most are found in the store from the second round on."""
+    asked = request(*((query_id, pointers(query_id)) for query_id in (0, 1, 2, 3, 4, 5) for _ in range(9)))
+
+    def resident(name: str) -> float:
+        lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) / 1024
+
+    with process(settings.data) as (server, client):
+        client.score(request((0, [[]])))
+        before = resident("VmRSS")
+        answered = sum(len(line.candidates) for line in client.score_stream(asked))
+        assert answered == 6 * 9 * EVERY_POINTER > 10_000
+        assert resident("VmHWM") - before < 100

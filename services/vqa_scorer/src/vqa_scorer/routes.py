@@ -144,8 +144,8 @@ class StreamedScores(StreamingResponse):
 
     def __init__(self, stream: ScoreStream, limit_s: float) -> None:
         self._stream = stream
-        self._lines = stream.lines()
         self._limit_s = limit_s
+        self._lines = stream.lines()
         super().__init__(self._lines, media_type=NDJSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import secrets
@@ -25,6 +26,8 @@ from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 _ACCEPTED_ID_LENGTH = 128
+_DAWDLING_S = 2.0
+"""How long a client whose connection is full has to take something once the server stops."""
 _NOT_STARTED = 3
 """Exit code where the server could not be started: uvicorn's own."""
 
@@ -94,7 +97,8 @@ def serve(app: FastAPI, *, host: str, port: int) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Tells the application that it is to stop before it waits for open requests; lifespan events come after them."""
+    """Tells the application that it is to stop before it waits for open requests (lifespan events come after them), and does not
+    wait for clients that take nothing of their answers."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
         super().__init__(config)
@@ -103,7 +107,14 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         if self._app.state.stopping is not None:
             self._app.state.stopping()
+        asyncio.get_running_loop().call_later(_DAWDLING_S, self._leave_dawdlers)
         await super().shutdown(sockets)
+
+    def _leave_dawdlers(self) -> None:
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.flow is not None and connection.flow.write_paused:
+                connection.transport.abort()
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:
