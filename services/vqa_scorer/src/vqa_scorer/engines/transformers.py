@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
-from leverplus.prompts import SHORT_ANSWER, PromptTemplate, Shot
+from leverplus.errors import InvalidCheckpoint, InvalidConfig, NotFound
+from leverplus.prompts import SHORT_ANSWER, PromptTemplate
 from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.decoding import beam_search, greedy_search
-from vqa_scorer.engines.images import ImageCache, read_image
-from vqa_scorer.engines.probabilities import answer_probabilities, spellings
+from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.packed import Memory, PackedQwen
+from vqa_scorer.engines.pixels import IMAGE_PROCESSOR
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures
 
 Device = Literal["auto", "cpu", "cuda"]
 DtypeName = Literal["auto", "float32", "bfloat16"]
-
-PATCHES_PER_PASS = 32_768
-"""Of images that go through the vision tower together: 20 of 480 × 640 pixels."""
 
 MODEL_TYPES = ("qwen2_5_vl",)
 """Model types whose image placeholders this engine knows how to write."""
@@ -49,24 +41,10 @@ _DESCRIBING_FILES = (
 """Files beside the weights that decide what the model reads. generation_config.json does not: see `_generation_config`."""
 
 
-@dataclass(frozen=True)
-class GenerationArguments:
-    """How an answer is decoded. `num_beams` 1 is greedy; `length_penalty` counts with more beams only."""
-
-    max_new_tokens: int = 5
-    num_beams: int = 1
-    length_penalty: float = 0.0
-
-    def fingerprint(self) -> dict[str, Any]:
-        values = asdict(self)
-        return values if self.num_beams > 1 else {**values, "length_penalty": None}
-
-
 class TransformersEngine:
-    """Generates in batches of at most `batch_size` prompts of similar length.
+    """Generates in batches of at most `batch_size` prompts.
 
-    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the image features
-    that are kept, `prefix_cache_bytes` the keys and values of first demonstrations.
+    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `memory` bounds what is kept between batches.
     """
 
     def __init__(
@@ -79,23 +57,19 @@ class TransformersEngine:
         dtype: DtypeName = "auto",
         batch_size: int = 32,
         threads: int = 1,
-        image_cache_bytes: int = 256 * 2**20,
-        prefix_cache_bytes: int = 512 * 2**20,
+        memory: Memory | None = None,
     ) -> None:
         self._model_dir = model_dir
         self._template = template
         self._arguments = arguments or GenerationArguments()
         self._device: Device = device
-        self._preparing_threads = 1
         self._dtype: DtypeName = dtype
         self._batch_size = batch_size
         self._threads = threads
-        self._prefix_cache_bytes = prefix_cache_bytes
-        self._images = ImageCache(self._encode_images, size=_byte_count, limit=image_cache_bytes)
+        self._memory = memory
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
-        self._decoder: Decoder | None = None
-        self._stop_tokens: list[int] = []
+        self._packed: PackedQwen | None = None
 
     def load(self) -> None:
         """Reads configuration, weights and processor.
@@ -121,7 +95,7 @@ class TransformersEngine:
             "vlm": {
                 "model_type": config.model_type,
                 "weights_sha256": _sha256(weights),
-                "processor": type(self._processor.image_processor).__name__,
+                "processor": IMAGE_PROCESSOR,
                 "description_sha256": _sha256([path for name in _DESCRIBING_FILES if (path := directory / name).is_file()]),
             },
             "prompt": self._template.fingerprint(),
@@ -132,15 +106,14 @@ class TransformersEngine:
     def attach(self, model: Any, processor: Any) -> None:
         """Generates with a model in eval mode that is on its device; `load` does so with the directory's."""
         self._processor = processor
-        # On a processor the preparation would take the cores from the model.
-        self._preparing_threads = min(16, os.cpu_count() or 1) if model.device.type == "cuda" else 1
-        self._stop_tokens = self._end_of_answer(model)
-        shared = self._text((), Shot(Path(), "")).split(processor.image_token)[0]
-        self._decoder = Decoder(
+        self._packed = PackedQwen(
             model,
-            shared=self._token_ids(shared),
-            pad=processor.tokenizer.pad_token_id,
-            prefix_bytes=self._prefix_cache_bytes,
+            processor,
+            template=self._template,
+            arguments=self._arguments,
+            stop_tokens=self._end_of_answer(model),
+            batch_size=self._batch_size,
+            memory=self._memory,
         )
 
     def generation_fingerprint(self) -> dict[str, Any]:
@@ -154,87 +127,18 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
-        encoded = self._encode(prompts)
-        by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index].token_ids), reverse=True)
-        texts = [""] * len(encoded)
-        for start in range(0, len(by_length), self._batch_size):
-            chosen = by_length[start : start + self._batch_size]
-            written = self._search([encoded[index] for index in chosen])
-            for index, text in zip(chosen, self._decode(written), strict=True):
-                texts[index] = text
-        return texts
+        return self._loaded.generate(prompts)
 
     has_probabilities = True
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """P of each answer, as `engines.probabilities` defines it; InvalidInput names an image that cannot be read."""
-        replies = [[[self._token_ids(text) for text in spellings(answer)] for answer in own] for own in answers]
-        encoded = self._encode(prompts)
-        return answer_probabilities(self._loaded.read, encoded, replies, batch_size=self._batch_size)
-
-    def _encode(self, prompts: Sequence[ScoringPrompt]) -> list[EncodedPrompt]:
-        features = self._images.get(shot.image for prompt in prompts for shot in (*prompt.demonstrations, prompt.query))
-        return [self._encode_one(prompt, features) for prompt in prompts]
-
-    def _encode_one(self, prompt: ScoringPrompt, features: Mapping[Path, ImageFeatures]) -> EncodedPrompt:
-        images = tuple(features[shot.image] for shot in (*prompt.demonstrations, prompt.query))
-        text = self._text(prompt.demonstrations, prompt.query)
-        placeholder: str = self._processor.image_token
-        parts = text.split(placeholder)
-        if len(parts) != len(images) + 1:
-            raise InvalidInput(f"a question or answer holds the image placeholder {placeholder}: {prompt.query.question!r}")
-        *before, last = parts
-        expanded = "".join(part + placeholder * image.tokens for part, image in zip(before, images, strict=True)) + last
-        return EncodedPrompt(self._token_ids(expanded), images)
-
-    def _text(self, demonstrations: Sequence[Shot], query: Shot) -> str:
-        messages = self._template.messages(demonstrations, query)
-        return self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-
-    def _token_ids(self, text: str) -> list[int]:
-        return self._processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _encode_images(self, paths: Sequence[Path]) -> list[ImageFeatures]:
-        """Features of images, so many in a pass as PATCHES_PER_PASS allows; the next are prepared while the device works."""
-        made: list[ImageFeatures] = []
-        patches: list[Tensor] = []
-        grids: list[Tensor] = []
-        with ThreadPoolExecutor(self._preparing_threads) as pool:
-            for prepared, grid in pool.map(self._prepare_image, paths):
-                if patches and sum(map(len, patches)) + len(prepared) > PATCHES_PER_PASS:
-                    made += self._loaded.encode_images(patches, grids)
-                    patches, grids = [], []
-                patches.append(prepared)
-                grids.append(grid)
-        return made + self._loaded.encode_images(patches, grids)
-
-    def _prepare_image(self, path: Path) -> tuple[Tensor, Tensor]:
-        made = self._processor.image_processor(images=[read_image(path)], return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"]
+        return self._loaded.answer_probabilities(prompts, answers)
 
     @property
-    def _loaded(self) -> Decoder:
-        assert self._decoder is not None, "load() comes first"
-        return self._decoder
-
-    @torch.inference_mode()
-    def _search(self, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
-        logits, advance = self._loaded.read(batch)
-        stop = torch.tensor(self._stop_tokens, device=logits.device)
-        limit = self._arguments.max_new_tokens
-        if self._arguments.num_beams == 1:
-            return greedy_search(logits, advance, stop_tokens=stop, max_new_tokens=limit)
-        return beam_search(
-            logits,
-            advance,
-            beams=self._arguments.num_beams,
-            length_penalty=self._arguments.length_penalty,
-            stop_tokens=stop,
-            max_new_tokens=limit,
-        )
-
-    def _decode(self, written: Sequence[Sequence[int]]) -> list[str]:
-        return self._processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+    def _loaded(self) -> PackedQwen:
+        assert self._packed is not None, "load() comes first"
+        return self._packed
 
     def _end_of_answer(self, model: Any) -> list[int]:
         """What ends an answer. Nothing else of a directory's generation settings counts: it may ask for sampling or a
@@ -271,10 +175,6 @@ def _choose_dtype(wanted: DtypeName, device: torch.device) -> torch.dtype:
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
-def _byte_count(image: ImageFeatures) -> int:
-    return image.values.numel() * image.values.element_size()
 
 
 def _sha256(paths: Sequence[Path]) -> str:
