@@ -113,8 +113,8 @@ def fallback_warning(fallback: int, candidates: int) -> str | None:
     if fallback <= FALLBACK_WARNING_SHARE * candidates:
         return None
     return (
-        f"{fallback} of {candidates} candidates ({fallback / candidates:.1%}) were scored by the fallback, because their query "
-        "has fewer than ten annotated answers; with options.strict such queries are refused"
+        f"{fallback} of {candidates} candidates ({fallback / candidates:.1%}) were scored by the fallback, not by the official "
+        "metric: their queries have fewer than ten annotated answers"
     )
 
 

@@ -14,7 +14,16 @@ from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, Que
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
 from leverplus.metric import PostprocessingName
-from leverplus.scoring import ScoredCandidate, ScoredQuery, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
+from leverplus.scoring import (
+    ScoredCandidate,
+    ScoredQuery,
+    ScoreOptions,
+    ScoreQuery,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreStats,
+    fallback_warning,
+)
 
 STOP_POLL_S = 0.2
 
@@ -60,6 +69,12 @@ class ModeCounts:
         self.fallback += stats.fallback
         self.error += stats.error
         self.cached += stats.cached
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes these scores worth less than they look."""
+        warning = fallback_warning(self.fallback, self.file + self.fallback + self.error)
+        return [] if warning is None else [warning]
 
     def to_json(self) -> dict[str, int | float | None]:
         """Counts, and shares of all scores (None before the first)."""

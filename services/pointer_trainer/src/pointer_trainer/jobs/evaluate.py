@@ -77,7 +77,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     fingerprint = scorer.fingerprint or Fingerprint()
     trained_on = {info.checkpoint_id: count_trained_on(root, info, scored.query_ids) for info in infos}
     beyond = _beyond_training(selectors, infos, request.shots)
-    warnings = _warnings(trained_on, beyond, len(scored.query_ids))
+    warnings = [*_warnings(trained_on, beyond, len(scored.query_ids)), *scored.counts.warnings]
     for warning in warnings:
         context.logger.warning(warning)
     result = {
