@@ -25,7 +25,7 @@ GOLDENS = Path(__file__).parents[2] / "docs" / "openapi"
 
 PROBES = {"/health/live", "/health/ready", "/metrics"}
 ROUTES = {
-    "vqa_scorer": {("post", "/score"), ("get", "/stats")},
+    "vqa_scorer": {("post", "/score"), ("post", "/score/plan"), ("get", "/stats")},
     "pointer_trainer": {
         ("post", "/rl-data"),
         ("post", "/rl-data/generate"),

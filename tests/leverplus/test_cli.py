@@ -22,6 +22,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.launcher import Ports
 from leverplus.rl_data import Candidate, QueryRecord, read, write
+from leverplus.scoring import ScoreStats
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 
 
@@ -346,7 +347,7 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
 def test_score_shows_probabilities_where_they_were_asked_for(tmp_path: Path) -> None:
     row = {"pointer": [4, 17], "vqa_raw_generation": " red", "vqa_pred_answer": "red", "vqa_correct": 1, "vqa_acc_score": 0.9}
     row |= {"vqa_eval_mode": "file", "vqa_gt_prob": 1.25, "info_score": -0.125}
-    stats = {"file": 1, "fallback": 0, "error": 0, "cached": 0}
+    stats = ScoreStats.counted(file=1, fallback=0, error=0, cached=0).model_dump()
     listener = Listener({"fingerprint": {}, "results": [{"query_id": 3, "candidates": [row]}], "stats": stats})
     asked = ["score", "d", "--query-id", "3", "--pointer", "4,17"]
     try:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from leverplus.dataset import majority_answer
 from leverplus.errors import InvalidConfig, InvalidInput
+from leverplus.fingerprint import canonical_json
 from leverplus.metric import (
     FLAVOURS,
     VqaScore,
@@ -177,6 +178,27 @@ def test_wrong_arguments_are_refused() -> None:
 )
 def test_extract_answer(raw: str, answer: str) -> None:
     assert extract_answer(raw) == answer
+
+
+@pytest.mark.parametrize(
+    ("raw", "first_line"),
+    [("dog, brown", "dog, brown"), ("\n\n dog Question: what \n cat", "dog Question: what"), ("", ""), (" \n ", "")],
+)
+def test_another_postprocessing_reads_another_answer(raw: str, first_line: str) -> None:
+    assert extract_answer(raw, "first-line") == first_line
+    assert extract_answer(raw, "none") == raw
+
+
+def test_an_unknown_postprocessing_is_refused() -> None:
+    for call in (lambda: extract_answer("dog", "last-word"), lambda: metric_fingerprint("official", "last-word")):  # pyright: ignore[reportArgumentType]
+        with pytest.raises(InvalidConfig, match="'last-word' is unknown; there are: short-answer, first-line, none"):
+            call()
+
+
+def test_the_default_fingerprint_is_the_one_that_scores_were_stored_under() -> None:
+    stored = b'{"flavour":"official","name":"vqa_accuracy","postprocessing":{"name":"short-answer","version":1},"version":1}'
+    assert canonical_json(metric_fingerprint()) == stored
+    assert metric_fingerprint(postprocessing="first-line")["postprocessing"] == {"name": "first-line", "version": 1}
 
 
 def test_fingerprint_names_flavour_and_postprocessing() -> None:

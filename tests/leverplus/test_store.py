@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, update
+from sqlalchemy import Engine, create_engine, event, update
 
 import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
@@ -116,6 +117,23 @@ def test_many_keys_are_looked_up_in_parts(engine: Engine):
     rows = {key(query, 7): str(query) for query in range(1_000)}
     store.commit("d", "g", rows)
     assert store.committed("d", "g", list(rows)) == rows
+
+
+def test_a_lookup_reads_the_rows_of_its_queries_not_the_whole_set(engine: Engine):
+    """It was slower the more was committed: 20 ms for 32 keys among 96,000, where it is 1 ms now."""
+    store = ScoreStore(engine)
+    store.commit("d", "g", {key(query, 7): "red" for query in range(3)})
+    asked: list[tuple[str, Any]] = []
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def _remember(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        asked.append((statement, parameters))
+
+    assert store.committed("d", "g", [key(1, 7), key(2, 7)]) == {key(1, 7): "red", key(2, 7): "red"}
+    statement, parameters = asked[-1]
+    with engine.connect() as connection:
+        plan = " ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters))
+    assert "set_id=? AND query_id=?" in plan
 
 
 def test_a_job_has_one_lease_at_a_time(engine: Engine):

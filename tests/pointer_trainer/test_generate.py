@@ -23,13 +23,14 @@ from leverplus.errors import Cancelled, FingerprintMismatch, InvalidInput, NotFo
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
+from leverplus.scoring import ScoreStats
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.jobs.generate import generate
 from pointer_trainer.jobs.train import pool_policy, train_selector
 from pointer_trainer.requests import EvaluateRequest, GenerateRequest
 from pointer_trainer.rl_files import take_in
-from pointer_trainer.scored_queries import AskedQuery, Traffic
+from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Traffic
 from pointer_trainer.scored_queries import Scorer as ScoredQueries
 
 COLOURS = ["red", "green", "blue", "white"]
@@ -71,6 +72,15 @@ def test_every_candidate_is_scored_and_every_number_says_how(run: Any, scorer: A
     shares = {key: extra[key] for key in ("scored", "file", "file_share", "fallback_share", "error_share")}
     assert shares == {"scored": total, "file": total, "file_share": 1.0, "fallback_share": 0.0, "error_share": 0.0}
     assert orjson.loads((data.run("job-7") / "report.json").read_bytes()) == result["report"]
+
+
+def test_past_a_tenth_of_fallback_the_counts_carry_a_warning() -> None:
+    counts = ModeCounts()
+    counts.add(ScoreStats.counted(file=9, fallback=1, error=0, cached=0))
+    assert counts.warnings == []
+    counts.add(ScoreStats.counted(file=0, fallback=2, error=1, cached=0))
+    [warning] = counts.warnings
+    assert warning.startswith("3 of 13 candidates (23.1%) were scored by the fallback")
 
 
 def test_a_second_run_makes_the_same_file_from_committed_scores(run: Any, scorer: Any, data: DataRoot) -> None:

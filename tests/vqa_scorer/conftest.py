@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from PIL import Image
 
+from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
+from leverplus.errors import Unavailable
 from leverplus.ids import ItemId
 from vqa_scorer.settings import ScorerSettings
 
@@ -67,6 +73,40 @@ def running() -> Running:
             yield client
 
     return run
+
+
+@pytest.fixture
+def serving() -> Callable[[FastAPI], AbstractContextManager[ScorerClient]]:
+    """Serves an application on a socket of its own, and gives a client once it is ready."""
+
+    @contextmanager
+    def serve(app: FastAPI) -> Generator[ScorerClient]:
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with ScorerClient(f"http://127.0.0.1:{listener.getsockname()[1]}", timeout_s=30) as client:
+                _wait_until_ready(client)
+                yield client
+        finally:
+            server.should_exit = True
+            thread.join(30)
+            listener.close()
+
+    return serve
+
+
+def _wait_until_ready(client: ScorerClient) -> None:
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return client.ready()
+        except Unavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -54,7 +54,10 @@ def test_answers_in_the_order_of_the_request_with_every_mode(
                 [([], "red", None, None, "error")],
             ]
             assert result["results"][0]["candidates"][2]["vqa_raw_generation"] == "red\nQuestion: more"
-            assert result["stats"] == {"file": 3, "fallback": 2, "error": 1, "cached": 0}
+            share = {"file": 0.5, "fallback": 2 / 6, "error": 1 / 6, "cached": 0.0}
+            [warning] = result["stats"].pop("warnings")
+            assert result["stats"] == {"file": 3, "fallback": 2, "error": 1, "cached": 0, "share": share}
+            assert warning.startswith("2 of 6 candidates (33.3%) were scored by the fallback")
             assert result["fingerprint"]["dataset"] == dataset.fingerprint()
             assert result["fingerprint"]["generation"] == engine.generation_fingerprint()
             assert result["fingerprint"]["metric"]["flavour"] == "official"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -12,7 +13,17 @@ import httpx
 
 from leverplus import errors
 from leverplus.data_root import check_name
-from leverplus.scoring import ScoreRequest, ScoreResponse
+from leverplus.scoring import (
+    NDJSON,
+    ScoredQuery,
+    ScorePlanResponse,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreStats,
+    StreamEnd,
+    StreamProblem,
+    StreamStart,
+)
 
 _TERMINAL = {"succeeded", "failed", "cancelled"}
 _KINDS: dict[str, type[errors.LeverPlusError]] = {
@@ -54,14 +65,25 @@ def raise_problem(response: httpx.Response) -> None:
     }
     by_status |= {503: errors.Unavailable, 504: errors.DeadlineExceeded}
     kind = _KINDS.get(str(document.get("type"))) or by_status.get(response.status_code, errors.LeverPlusError)
-    context: dict[str, Any] = document.get("context") or {}
+    context = _context(document)
     if "Retry-After" in response.headers:
         context["retry_after_s"] = response.headers["Retry-After"]
     asked, said = f"{response.request.method} {response.request.url.path}: ", str(document.get("detail"))
     detail = said if said.startswith(asked) else asked + said
     if response.status_code == 404 and str(document.get("type")) not in _KINDS:
         detail += f"; {response.request.url.host}:{response.request.url.port} has no such route: is another service there?"
-    raise kind(detail, **{name: value for name, value in context.items() if name != "detail"})
+    raise kind(detail, **context)
+
+
+def _context(document: Mapping[str, Any]) -> dict[str, Any]:
+    context: dict[str, Any] = document.get("context") or {}
+    return {name: value for name, value in context.items() if name != "detail"}
+
+
+def _named(document: Mapping[str, Any]) -> errors.LeverPlusError:
+    """The error that a problem document inside an answer names."""
+    kind = _KINDS.get(str(document.get("type")), errors.LeverPlusError)
+    return kind(str(document.get("detail")), **_context(document))
 
 
 class ServiceClient:
@@ -94,17 +116,23 @@ class ServiceClient:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """A request whose failure is a LeverPlusError."""
-        try:
+        with self._transport_errors(f"{method} {path}"):
             response = self._http.request(method, path, **arguments)
+        raise_problem(response)
+        return response
+
+    @contextmanager
+    def _transport_errors(self, asked: str) -> Generator[None]:
+        """httpx's errors of the connection as LeverPlusErrors."""
+        try:
+            yield
         except httpx.TimeoutException as exc:
-            raise errors.DeadlineExceeded(what=f"{self.service} {method} {path}", limit_s=self._http.timeout.read) from exc
+            raise errors.DeadlineExceeded(what=f"{self.service} {asked}", limit_s=self._http.timeout.read) from exc
         except httpx.TransportError as exc:
             reason = f"{type(exc).__name__} at {self.base_url}"
             raise errors.Unavailable(
                 what=self.service, reason=reason, hint="is it running? `make up` starts all services"
             ) from exc
-        raise_problem(response)
-        return response
 
     def title(self) -> str | None:
         """What the service calls itself; None where something else answers."""
@@ -125,8 +153,72 @@ class ScorerClient(ServiceClient):
         response = self.request("POST", "/score", json=request.model_dump())
         return ScoreResponse.model_validate_json(response.content)
 
+    def score_plan(self, request: ScoreRequest) -> ScorePlanResponse:
+        """What `score` would take, without a VLM call."""
+        response = self.request("POST", "/score/plan", json=request.model_dump())
+        return ScorePlanResponse.model_validate_json(response.content)
+
+    def score_stream(self, request: ScoreRequest) -> ScoreStream:
+        """The scores as they become ready, also of a request that is larger than the scorer's queue. Raises as `score` does."""
+        headers = {"Accept": NDJSON}
+        with self._transport_errors("POST /score"):
+            asked = self._http.build_request("POST", "/score", json=request.model_dump(), headers=headers)
+            response = self._http.send(asked, stream=True)
+        if response.status_code >= 400:
+            with self._transport_errors("POST /score"), closing(response):
+                response.read()
+            raise_problem(response)
+        return ScoreStream(response, self._transport_errors)
+
     def stats(self) -> dict[str, Any]:
         return self.request("GET", "/stats").json()
+
+
+class ScoreStream:
+    """Iterates over the scored queries in the order of the request; `fingerprint` is there from the start, `stats` at the end.
+
+    A problem that ends the stream is raised as the error that it names; a stream that breaks off as Unavailable. Whoever does not
+    read to the end closes it, as a `with` block does: the scorer then stops working on it.
+    """
+
+    def __init__(self, response: httpx.Response, transport_errors: Callable[[str], AbstractContextManager[None]]) -> None:
+        self.stats: ScoreStats | None = None
+        self._response = response
+        self._transport_errors = transport_errors
+        self._lines = response.iter_lines()
+        self.fingerprint = StreamStart.model_validate_json(self._read()).fingerprint
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ScoredQuery:
+        if self.stats is not None:
+            raise StopIteration
+        line = self._read()
+        if line.startswith('{"query_id"'):
+            return ScoredQuery.model_validate_json(line)
+        self.close()
+        if line.startswith('{"stats"'):
+            self.stats = StreamEnd.model_validate_json(line).stats
+            raise StopIteration
+        raise _named(StreamProblem.model_validate_json(line).problem)
+
+    def close(self) -> None:
+        self._response.close()
+
+    def _read(self) -> str:
+        with self._transport_errors("POST /score"):
+            line = next(self._lines, None)
+        if line is None:
+            self.close()
+            raise errors.Unavailable(what="vqa_scorer", reason="its stream broke off", hint="ask again: what it scored is kept")
+        return line
 
 
 class TrainerClient(ServiceClient):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leverplus.ids import MAX_SHOTS
+from leverplus.metric import PostprocessingName
 from leverplus.pools import PoolPolicy
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -58,6 +59,7 @@ class GenerateRequest(_Request):
     pool: PoolSettings = PoolSettings()
     checkpoint: Annotated[Name | None, Field(description="null: a selector initialised with the seed")] = None
     flavour: Literal["official", "lever_plus"] = "official"
+    postprocessing: PostprocessingName = "short-answer"
     gt_prob: Annotated[bool, Field(description="fill vqa_gt_prob, for rewards that are made of it")] = False
     info_score: Annotated[bool, Field(description="fill info_score, for reward mode hybrid")] = False
     seed: Seed = 0
@@ -96,6 +98,7 @@ class EvaluateRequest(_Request):
     beam: Annotated[int, Field(ge=1, le=64)] = 1
     pool: Annotated[PoolSettings | None, Field(description="null: the checkpoints' own, or the default without any")] = None
     flavour: Literal["official", "lever_plus"] = "official"
+    postprocessing: PostprocessingName = "short-answer"
     bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)] = 2000
     baselines: Annotated[
         list[Literal["zero-shot", "random", "most-similar"]], Field(description="the others are compared with each of them")

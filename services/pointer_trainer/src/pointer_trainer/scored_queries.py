@@ -13,7 +13,17 @@ from leverplus.client import ScorerClient
 from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
-from leverplus.scoring import ScoredCandidate, ScoredQuery, ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse, ScoreStats
+from leverplus.metric import PostprocessingName
+from leverplus.scoring import (
+    ScoredCandidate,
+    ScoredQuery,
+    ScoreOptions,
+    ScoreQuery,
+    ScoreRequest,
+    ScoreResponse,
+    ScoreStats,
+    fallback_warning,
+)
 
 STOP_POLL_S = 0.2
 
@@ -60,6 +70,12 @@ class ModeCounts:
         self.error += stats.error
         self.cached += stats.cached
 
+    @property
+    def warnings(self) -> list[str]:
+        """What makes these scores worth less than they look."""
+        warning = fallback_warning(self.fallback, self.file + self.fallback + self.error)
+        return [] if warning is None else [warning]
+
     def to_json(self) -> dict[str, int | float | None]:
         """Counts, and shares of all scores (None before the first)."""
         total = self.file + self.fallback + self.error
@@ -79,6 +95,7 @@ class Scorer:
         dataset: str,
         *,
         flavour: Literal["official", "lever_plus"],
+        postprocessing: PostprocessingName = "short-answer",
         gt_prob: bool = False,
         info_score: bool = False,
         check: Callable[[], None],
@@ -87,7 +104,7 @@ class Scorer:
         """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
         self._client = client
         self._dataset = dataset
-        self._options = ScoreOptions(flavour=flavour, gt_prob=gt_prob, info_score=info_score)
+        self._options = ScoreOptions(flavour=flavour, postprocessing=postprocessing, gt_prob=gt_prob, info_score=info_score)
         self._check = check
         self._traffic = traffic or Traffic()
         self._largest = self._traffic.pointers_a_request
@@ -209,8 +226,7 @@ def _joined(answers: Sequence[ScoreResponse]) -> ScoreResponse:
                 results[-1].candidates.extend(result.candidates)
             else:
                 results.append(result)
-    counts = {name: sum(getattr(answer.stats, name) for answer in answers) for name in ScoreStats.model_fields}
-    return ScoreResponse(fingerprint=first.fingerprint, results=results, stats=ScoreStats(**counts))
+    return ScoreResponse(fingerprint=first.fingerprint, results=results, stats=ScoreStats.total(each.stats for each in answers))
 
 
 def _retry_after_s(error: LeverPlusError) -> float:

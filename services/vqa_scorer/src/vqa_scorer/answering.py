@@ -17,6 +17,14 @@ def make_response(
     plan: ScorePlan, outcomes: Mapping[WorkKey, Outcome], committed: Set[WorkKey], generation: Mapping[str, Any]
 ) -> ScoreResponse:
     """`outcomes` holds all that the plan needs; those in `committed` were in the store before the request came."""
+    results, stats = make_results(plan, outcomes, committed)
+    return ScoreResponse(fingerprint=make_fingerprint(plan, generation), results=results, stats=stats)
+
+
+def make_results(
+    plan: ScorePlan, outcomes: Mapping[WorkKey, Outcome], committed: Set[WorkKey]
+) -> tuple[list[ScoredQuery], ScoreStats]:
+    """The plan's queries in their order, and the counts of their candidates."""
     reading = _Reading(plan, outcomes)
     modes: Counter[str] = Counter()
     cached = 0
@@ -26,13 +34,16 @@ def make_response(
         modes.update(candidate.vqa_eval_mode for candidate in candidates)
         cached += sum(reading.keys(query_id, pointer) <= committed for pointer in pointers)
         results.append(ScoredQuery(query_id=query_id, candidates=candidates))
-    fingerprint = {
+    stats = ScoreStats.counted(file=modes["file"], fallback=modes["fallback"], error=modes["error"], cached=cached)
+    return results, stats
+
+
+def make_fingerprint(plan: ScorePlan, generation: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "dataset": plan.opened.dataset.fingerprint(),
-        "generation": generation,
-        "metric": metric_fingerprint(plan.options.flavour),
+        "generation": dict(generation),
+        "metric": metric_fingerprint(plan.options.flavour, plan.options.postprocessing),
     }
-    stats = ScoreStats(file=modes["file"], fallback=modes["fallback"], error=modes["error"], cached=cached)
-    return ScoreResponse(fingerprint=fingerprint, results=results, stats=stats)
 
 
 class _Reading:
@@ -50,7 +61,7 @@ class _Reading:
         answers = self._plan.opened.dataset.item(query_id).answers
         raw = self._outcomes[WorkKey(self._plan.opened.digest, (query_id, pointer))]
         assert isinstance(raw, str), "the kind of the key is text"
-        predicted = extract_answer(raw)
+        predicted = extract_answer(raw, self._plan.options.postprocessing)
         score = score_answer(predicted, answers, self._plan.options.flavour)
         wants = self._plan.options
         return ScoredCandidate(

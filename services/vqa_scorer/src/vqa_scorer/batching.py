@@ -132,17 +132,18 @@ class BatchWorker(Generic[K, P, V]):
         if self._state == "closed":
             raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
 
-    def submit(self, prompts: Mapping[K, P], *, places_a_pointer: int = 1) -> Ticket[K, V]:
+    def submit(self, prompts: Mapping[K, P], *, places_a_pointer: int = 1, keep_free: int = 0) -> Ticket[K, V]:
         """Enqueues all of `prompts` or, with QueueFull, none; InvalidInput, saying how many fit, where all will never do.
 
         Keys that are on their way already take no place. `places_a_pointer` is how many keys the caller may need for one of its
-        pointers: what fits is told in pointers.
+        pointers: what fits is told in pointers. `keep_free` places are left to others.
         """
+        limit = self._capacity - keep_free
         with self._changed:
             self.require_ready()
             new = [key for key in prompts if key not in self._known]
-            if len(self._waiting) + len(new) > self._capacity:
-                raise self._full(len(new), places_a_pointer)
+            if new and len(self._waiting) + len(new) > limit:
+                raise self._full(len(new), places_a_pointer, limit)
             ticket: Ticket[K, V] = Ticket(set(prompts))
             for key in new:
                 self._known[key] = self._waiting[key] = _Work(key, prompts[key])
@@ -163,8 +164,8 @@ class BatchWorker(Generic[K, P, V]):
                 if not work.tickets and not work.taken:
                     del self._known[key], self._waiting[key]
 
-    def close(self, *, limit_s: float = 30.0) -> None:
-        """Answers what waits with Unavailable and lets the batch that runs end, for at most `limit_s`."""
+    def hand_back(self) -> None:
+        """Answers what waits with Unavailable, takes nothing more, and lets the batch that runs end; does not wait for it."""
         with self._changed:
             if self._state != "failed":
                 self._state = "closed"
@@ -174,6 +175,10 @@ class BatchWorker(Generic[K, P, V]):
                 del self._known[work.key]
             self._changed.notify_all()
         self._answer(dropped, Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back"))
+
+    def close(self, *, limit_s: float = 30.0) -> None:
+        """`hand_back`, then waits for the batch that runs, for at most `limit_s`."""
+        self.hand_back()
         if self._thread.is_alive():
             self._thread.join(limit_s)
 
@@ -242,19 +247,20 @@ class BatchWorker(Generic[K, P, V]):
         for ticket, own in keys.items():
             ticket.deliver(outcome if isinstance(outcome, Exception) else {key: outcome[key] for key in own})
 
-    def _full(self, new: int, places_a_pointer: int) -> QueueFull | InvalidInput:
+    def _full(self, new: int, places_a_pointer: int, limit: int) -> QueueFull | InvalidInput:
         if new > self._capacity:
             # No waiting makes it fit.
             fits = max(self._capacity // places_a_pointer, 1)
             places = "" if places_a_pointer == 1 else f", and with these options a pointer may take {places_a_pointer} places"
             detail = (
                 f"the request has {new} pointers to score, the queue holds {self._capacity}{places}: "
-                f"send at most {'that many' if fits == self._capacity else fits} at a time"
+                f"send at most {'that many' if fits == self._capacity else fits} at a time, or accept application/x-ndjson to "
+                "have any number streamed"
             )
             return InvalidInput(detail, pending=new, fits=fits)
         wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
         what = "the scoring queue"
-        return QueueFull(pending=new, what=what, size=len(self._waiting), limit=self._capacity, retry_after_s=wait)
+        return QueueFull(pending=new, what=what, size=len(self._waiting), limit=limit, retry_after_s=wait)
 
 
 def _one_line(exc: Exception) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leverplus.data_root import DataRoot
@@ -99,6 +99,37 @@ class ScorePlan:
     def places_a_pointer(self) -> int:
         """How many pieces of work one pointer may be: its text, probabilities behind it, and those it is compared with."""
         return 3 if self.options.info_score else 2 if self.options.gt_prob else 1
+
+    def count_images(self, item_ids: Iterable[ItemId]) -> int:
+        """Distinct image files of these items; an item without an image has none."""
+        dataset = self.opened.dataset
+        return len({image for item_id in dict.fromkeys(item_ids) if (image := dataset.item(item_id).image) is not None})
+
+    def slices(self, pointers: int) -> Iterator[Slice]:
+        """The plan in parts of at most so many pointers: runs of whole queries; a query with more than that is cut."""
+        run: list[tuple[ItemId, tuple[Pointer, ...]]] = []
+        size = 0
+        for query_id, asked in self.queries:
+            if run and size + len(asked) > pointers:
+                yield Slice(replace(self, queries=tuple(run)))
+                run, size = [], 0
+            if len(asked) <= pointers:
+                run.append((query_id, asked))
+                size += len(asked)
+                continue
+            for start in range(0, len(asked), pointers):
+                part = ((query_id, asked[start : start + pointers]),)
+                yield Slice(replace(self, queries=part), goes_on=start + pointers < len(asked))
+        if run:
+            yield Slice(replace(self, queries=tuple(run)))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of a plan; `goes_on` where it holds one query, further pointers of which are in the next slice."""
+
+    plan: ScorePlan
+    goes_on: bool = False
 
 
 def plan_request(

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
 from leverplus.errors import DeadlineExceeded, QueueFull, Unavailable
 from leverplus.fingerprint import digest
-from leverplus.scoring import ScoreRequest, ScoreResponse
+from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
-from vqa_scorer.answering import make_response
+from vqa_scorer.answering import make_fingerprint, make_response
 from vqa_scorer.batching import BatchWorker, Ticket
-from vqa_scorer.engines import Engine
+from vqa_scorer.engines import Counting, Engine
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
+from vqa_scorer.streaming import Prepared, ScoreStream
 from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
+
+_COUNTED_AT_A_TIME = 10_000
+
+
+def _timed_commit(commit: Callable[[ScoringService, Mapping[WorkKey, Outcome]], None]) -> Callable[..., None]:
+    def timed(service: ScoringService, outcomes: Mapping[WorkKey, Outcome]) -> None:
+        with service.metrics.phase("commit"):
+            commit(service, outcomes)
+
+    return timed
 
 
 class ScoringService:
@@ -43,7 +55,8 @@ class ScoringService:
         self._datasets = datasets
         self._open_scores = open_scores
         self._store: ScoreStore | None = None
-        self._deadline_s = deadline_s
+        self._batch_size = batch_size
+        self.deadline_s = deadline_s
         self._images = ReadableImages()
         self._generation: dict[str, Any] = {}
         self._generation_digest = ""
@@ -56,7 +69,10 @@ class ScoringService:
             length=rough_length,
             load_failed=load_failed,
         )
-        self.metrics = ScorerMetrics(lambda: (self.worker.waiting, self.worker.in_progress, self.worker.capacity))
+        self.metrics = ScorerMetrics(
+            lambda: (self.worker.waiting, self.worker.in_progress, self.worker.capacity),
+            lambda: engine.counts() if isinstance(engine, Counting) else None,
+        )
 
     @property
     def generation(self) -> Mapping[str, Any] | None:
@@ -77,40 +93,102 @@ class ScoringService:
         """
         ticket: Ticket[WorkKey, Outcome] | None = None
         try:
-            async with asyncio.timeout(self._deadline_s):
+            with self._unanswered():
+                async with asyncio.timeout(self.deadline_s):
+                    self.worker.require_ready()
+                    plan = await asyncio.to_thread(self._plan, request)
+                    prepared = await asyncio.to_thread(self._prepare, plan)
+                    ticket = self.worker.submit(prepared.tasks, places_a_pointer=plan.places_a_pointer)
+                    outcomes = {**prepared.committed, **await ticket.values()}
+        finally:
+            if ticket is not None:
+                self.worker.abandon(ticket)
+        return await asyncio.to_thread(self._answer, prepared, outcomes)
+
+    async def open_stream(self, request: ScoreRequest) -> ScoreStream:
+        """The answer as a stream whose first slice is placed; the caller closes it.
+
+        Raises as `score` does, for the whole request, but for images that cannot be read, which its slices find.
+        """
+        with self._unanswered():
+            async with asyncio.timeout(self.deadline_s):
                 self.worker.require_ready()
-                plan, committed, tasks = await asyncio.to_thread(self._prepare, request)
-                ticket = self.worker.submit(tasks, places_a_pointer=plan.places_a_pointer)
-                outcomes = {**committed, **await ticket.values()}
+                stream = ScoreStream(
+                    await asyncio.to_thread(self._plan, request),
+                    prepare=self._prepare,
+                    worker=self.worker,
+                    metrics=self.metrics,
+                    generation=self._generation,
+                    batch_size=self._batch_size,
+                    deadline_s=self.deadline_s,
+                )
+                await stream.start()
+                return stream
+
+    async def plan(self, request: ScoreRequest) -> ScorePlanResponse:
+        """What the request would take; raises what `plan_request` raises, and Unavailable."""
+        self.worker.require_ready()
+        return await asyncio.to_thread(self._estimate, request)
+
+    @contextmanager
+    def _unanswered(self) -> Generator[None]:
+        """Counts what ends a request without scores."""
+        try:
+            yield
         except TimeoutError:
             self.metrics.add(deadline_exceeded=1)
-            raise DeadlineExceeded(what="scoring the request", limit_s=self._deadline_s) from None
+            raise DeadlineExceeded(what="scoring the request", limit_s=self.deadline_s) from None
         except asyncio.CancelledError:
             self.metrics.add(client_gone=1)
             raise
         except QueueFull:
             self.metrics.add(refused=1)
             raise
-        finally:
-            if ticket is not None:
-                self.worker.abandon(ticket)
-        response = await asyncio.to_thread(make_response, plan, outcomes, committed.keys(), self._generation)
+
+    def _plan(self, request: ScoreRequest) -> ScorePlan:
+        with self.metrics.phase("prepare"):
+            return plan_request(request, self._datasets, self._reserved, has_probabilities=self._engine.has_probabilities)
+
+    def _prepare(self, plan: ScorePlan) -> Prepared:
+        with self.metrics.phase("prepare"):
+            wanted = _wanted(plan)
+            committed = self._committed(wanted)
+            pending = [key for key in wanted if key not in committed]
+            prompts = build_prompts(plan, dict.fromkeys(key.score for key in pending), self._images)
+            tasks = {
+                key: Task(prompts[key.score], plan.answers(key.score[0]) if key.kind == "probabilities" else ())
+                for key in pending
+            }
+            return Prepared(plan, committed, tasks)
+
+    def _answer(self, prepared: Prepared, outcomes: Mapping[WorkKey, Outcome]) -> ScoreResponse:
+        with self.metrics.phase("answer"):
+            response = make_response(prepared.plan, outcomes, prepared.committed.keys(), self._generation)
         self.metrics.answered(response.stats)
         return response
 
-    def _prepare(self, request: ScoreRequest) -> tuple[ScorePlan, dict[WorkKey, Outcome], dict[WorkKey, Task]]:
-        """The plan, what of it is committed, and the tasks for the rest."""
-        plan = plan_request(request, self._datasets, self._reserved, has_probabilities=self._engine.has_probabilities)
-        dataset = plan.opened.digest
-        wanted = [WorkKey(dataset, key) for key in plan.text_keys()]
-        wanted += [WorkKey(dataset, key, "probabilities") for key in plan.weighed_keys()]
-        committed = self._committed(wanted)
-        pending = [key for key in wanted if key not in committed]
-        prompts = build_prompts(plan, dict.fromkeys(key.score for key in pending), self._images)
-        tasks = {
-            key: Task(prompts[key.score], plan.answers(key.score[0]) if key.kind == "probabilities" else ()) for key in pending
-        }
-        return plan, committed, tasks
+    def _estimate(self, request: ScoreRequest) -> ScorePlanResponse:
+        """Committed scores are counted a part at a time: their texts need not fit in memory."""
+        plan = self._plan(request)
+        pending: dict[WorkKey, None] = {}
+        for part in plan.slices(_COUNTED_AT_A_TIME):
+            wanted = _wanted(part.plan)
+            committed = self._committed(wanted)
+            pending.update(dict.fromkeys(key for key in wanted if key not in committed))
+        items = (item for query_id, pointers in plan.queries for pointer in pointers for item in (query_id, *pointer))
+        to_score = (item for key in pending for item in (key.score[0], *key.score[1]))
+        rate = self.metrics.pointers_per_engine_s
+        return ScorePlanResponse(
+            fingerprint=make_fingerprint(plan, self._generation),
+            queries=len(plan.queries),
+            pointers=sum(len(pointers) for _, pointers in plan.queries),
+            committed=len(dict.fromkeys(_wanted(plan))) - len(pending),
+            to_score=len(pending),
+            images=plan.count_images(items),
+            images_to_score=plan.count_images(to_score),
+            pointers_per_engine_s=rate,
+            estimated_s=len(pending) / rate if rate else None,
+        )
 
     def _load(self) -> None:
         self._store = self._open_scores()
@@ -149,6 +227,7 @@ class ScoringService:
             found = self._engine.answer_probabilities(prompts, answers)
             for key, own, values in zip(weighed, answers, found, strict=True):
                 made[key] = dict(zip(own, values, strict=True))
+        self.metrics.batch(len(tasks))
         return made
 
     def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
@@ -162,6 +241,7 @@ class ScoringService:
             raise _database_away(exc) from exc
         return found
 
+    @_timed_commit
     def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
         try:
             for (dataset, kind), keys in _grouped(outcomes).items():
@@ -170,6 +250,13 @@ class ScoringService:
                 write(dataset, self._generation_digest, rows)
         except OperationalError as exc:
             raise _database_away(exc) from exc
+
+
+def _wanted(plan: ScorePlan) -> list[WorkKey]:
+    """All that the plan's candidates are made of."""
+    dataset = plan.opened.digest
+    texts = [WorkKey(dataset, key) for key in plan.text_keys()]
+    return texts + [WorkKey(dataset, key, "probabilities") for key in plan.weighed_keys()]
 
 
 def _grouped(keys: Iterable[WorkKey]) -> dict[tuple[str, Kind], list[ScoreKey]]:

@@ -15,7 +15,7 @@ class ScorerSettings(BaseModel):
     """`database_url` is the SQLite file of the data root where it is not given.
 
     The VLM is the model directory `vlm` or `openai_model` on the server at `openai_url`: one of the two, never both. Device,
-    dtype and threads count for a directory only.
+    dtype and threads count for a directory only. `deadline_s` is a request's, and of a streamed one every step forward's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
 if TYPE_CHECKING:
     from leverplus.client import TrainerClient
@@ -14,16 +14,19 @@ _LINE_EVERY_S = 5.0
 
 
 class ProgressDisplay:
-    """Shows phase, step and total of one piece of work under a title; `update` may be called as often as one likes."""
+    """Shows phase, step and total of one piece of work under a title; `update` may be called as often as one likes.
 
-    def __init__(self, title: str) -> None:
+    `stream` is where to; None is stdout."""
+
+    def __init__(self, title: str, *, stream: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._title = title
         self._begun = time.monotonic()
         self._said: tuple[str | None, float] = (None, 0.0)
-        console = Console()
+        self._stream = stream
+        console = Console(file=stream)
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (
@@ -52,7 +55,7 @@ class ProgressDisplay:
         now = time.monotonic()
         if phase is not None and (phase != self._said[0] or now - self._said[1] >= _LINE_EVERY_S):
             count = f" {step}/{total}" if total else ""
-            print(f"  {self._title}: {phase}{count} ({now - self._begun:.0f} s)", flush=True)
+            print(f"  {self._title}: {phase}{count} ({now - self._begun:.0f} s)", file=self._stream, flush=True)
             self._said = (phase, now)
 
     def done(self, note: str) -> None:
@@ -62,7 +65,7 @@ class ProgressDisplay:
             total = self._bar.tasks[0].total or 1
             self._bar.update(self._task, completed=total, total=total, phase=note)
         else:
-            print(f"  {self._title}: {note} ({took:.1f} s)", flush=True)
+            print(f"  {self._title}: {note} ({took:.1f} s)", file=self._stream, flush=True)
 
 
 def watch_job(

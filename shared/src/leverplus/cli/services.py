@@ -1,4 +1,4 @@
-"""Commands that ask the running services: score, train, evaluate, promote, select."""
+"""Commands that ask the running services: train, evaluate, promote, select."""
 
 from __future__ import annotations
 
@@ -10,47 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from leverplus.cli.jobs import finish_job, show_made
-from leverplus.cli.options import SCORER, SELECTOR, TRAINER, Json, ScorerUrl, SelectorUrl, TrainerUrl, Wait
+from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait
 
 
 def register(app: typer.Typer) -> None:
-    for command in (score, train, evaluate, promote, select):
+    for command in (train, evaluate, promote, select):
         app.command()(command)
-
-
-def score(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    query_id: Annotated[int, typer.Option(help="ItemId of the query.")],
-    pointer: Annotated[list[str], typer.Option(help="ItemIds with commas, e.g. 4,17; '' is zero-shot; may be repeated.")],
-    flavour: Annotated[str, typer.Option(help="official or lever_plus.")] = "official",
-    gt_prob: Annotated[bool, typer.Option("--gt-prob", help="How likely the VLM is to give the annotated answers.")] = False,
-    info_score: Annotated[
-        bool, typer.Option("--info-score", help="What the first demonstration adds to the answer's probability.")
-    ] = False,
-    as_json: Json = False,
-    scorer_url: ScorerUrl = SCORER,
-) -> None:
-    """Have the VLM answer a query with each of the given demonstrations, and score the answers."""
-    from leverplus.cli.output import print_json, print_table
-    from leverplus.client import ScorerClient
-    from leverplus.errors import InvalidInput
-    from leverplus.scoring import ScoreRequest
-
-    if flavour not in ("official", "lever_plus"):
-        raise InvalidInput(f"--flavour {flavour!r} is neither 'official' nor 'lever_plus'")
-    query = {"query_id": query_id, "pointers": [_pointer(text) for text in pointer]}
-    options = {"flavour": flavour, "gt_prob": gt_prob, "info_score": info_score}
-    request = validated(ScoreRequest, {"dataset": dataset, "queries": [query], "options": options})
-    with ScorerClient(scorer_url) as client:
-        response = client.score(request)
-    if as_json:
-        print_json(response.model_dump())
-        return
-    fields = {"pointer": "pointer", "answer": "vqa_pred_answer", "accuracy": "vqa_acc_score", "correct": "vqa_correct"}
-    fields |= {"mode": "vqa_eval_mode"} | ({"gt_prob": "vqa_gt_prob"} if gt_prob else {})
-    fields |= {"info_score": "info_score"} if info_score else {}
-    rows = ([getattr(each, field) for field in fields.values()] for each in response.results[0].candidates)
-    print_table(f"query {query_id} of {dataset}", tuple(fields), rows)
 
 
 def train(
@@ -164,15 +129,6 @@ def validated(model: Any, value: Mapping[str, Any]) -> Any:
     except ValidationError as exc:
         fault = exc.errors(include_url=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, found {fault['input']!r}") from exc
-
-
-def _pointer(text: str) -> list[int]:
-    from leverplus.errors import InvalidInput
-
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as exc:
-        raise InvalidInput(f"--pointer {text!r}: write ItemIds with commas, e.g. 4,17") from exc
 
 
 def _toml_file(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from leverplus.errors import InvalidConfig, InvalidInput
-from leverplus.metric.extraction import POSTPROCESSING
+from leverplus.metric.extraction import PostprocessingName, named_postprocessing
 from leverplus.metric.normalisation import FLAVOURS, Flavour, clean_whitespace, normalise_answer
 
 ScoreMode = Literal["file", "fallback", "error"]
@@ -66,10 +66,11 @@ def score_answer(prediction: str, answers: Sequence[str], flavour: Flavour = "of
     return VqaScore(int(accuracy > 0), accuracy, "fallback")
 
 
-def metric_fingerprint(flavour: Flavour = "official") -> dict[str, Any]:
-    """The `metric` part of a fingerprint."""
+def metric_fingerprint(flavour: Flavour = "official", postprocessing: PostprocessingName = "short-answer") -> dict[str, Any]:
+    """The `metric` part of a fingerprint. InvalidConfig for an unknown flavour or post-processing."""
     _check_flavour(flavour)
-    return {"name": "vqa_accuracy", "version": 1, "flavour": flavour, "postprocessing": dict(POSTPROCESSING)}
+    found = named_postprocessing(postprocessing).fingerprint()
+    return {"name": "vqa_accuracy", "version": 1, "flavour": flavour, "postprocessing": found}
 
 
 def _accuracy(prediction: str, answers: list[str], flavour: Flavour) -> float:

@@ -63,7 +63,10 @@ class ScoreStore:
             for start in range(0, len(keys), _KEYS_PER_STATEMENT):
                 wanted = [(query_id, _join(pointer)) for query_id, pointer in keys[start : start + _KEYS_PER_STATEMENT]]
                 statement = select(where.query_id, where.pointer, column).where(
-                    where.set_id == set_id, tuple_(where.query_id, where.pointer).in_(wanted)
+                    where.set_id == set_id,
+                    # SQLite looks pairs up in no index: by the queries it reads theirs, not every row of the set.
+                    where.query_id.in_({query_id for query_id, _ in wanted}),
+                    tuple_(where.query_id, where.pointer).in_(wanted),
                 )
                 for query_id, pointer, value in connection.execute(statement):
                     found[ItemId(query_id), _split(pointer)] = value

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import secrets
+import sys
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from socket import socket
 from typing import Any
 
 import uvicorn
@@ -22,6 +26,10 @@ from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 _ACCEPTED_ID_LENGTH = 128
+_DAWDLING_S = 2.0
+"""How long a client whose connection is full has to take something once the server stops."""
+_NOT_STARTED = 3
+"""Exit code where the server could not be started: uvicorn's own."""
 
 
 def create_service(
@@ -31,13 +39,15 @@ def create_service(
     lifespan: Any = None,
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
+    stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
 
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
     LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics. A body
     above `body_limit_mib` is answered with 413, but for the routes ("METHOD /path") in `body_limit_exempt`. A query parameter
-    that is given twice is refused: no route takes lists there.
+    that is given twice is refused: no route takes lists there. `stopping` is called when `serve` is told to stop, before open
+    requests are waited for: whoever answers slowly can end what it does then.
     """
     app = FastAPI(
         title=title,
@@ -48,6 +58,7 @@ def create_service(
         dependencies=[Depends(_refuse_repeated_parameters)],
     )
     app.state.registry = CollectorRegistry()
+    app.state.stopping = stopping
     install_problem_handlers(app)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
@@ -76,7 +87,34 @@ def serve(app: FastAPI, *, host: str, port: int) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(_with_request_id)
-    uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)
+    server = _Server(
+        uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10), app
+    )
+    with suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        sys.exit(_NOT_STARTED)
+
+
+class _Server(uvicorn.Server):
+    """Tells the application that it is to stop before it waits for open requests (lifespan events come after them), and does not
+    wait for clients that take nothing of their answers."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        if self._app.state.stopping is not None:
+            self._app.state.stopping()
+        asyncio.get_running_loop().call_later(_DAWDLING_S, self._leave_dawdlers)
+        await super().shutdown(sockets)
+
+    def _leave_dawdlers(self) -> None:
+        connections: list[Any] = list(self.server_state.connections)
+        for connection in connections:
+            if connection.flow is not None and connection.flow.write_paused:
+                connection.transport.abort()
 
 
 def _with_request_id(record: logging.LogRecord) -> bool:

@@ -60,7 +60,9 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
     query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
     with ScorerClient(context.scorer_url) as client:
-        scorer = Scorer(client, request.dataset, flavour=request.flavour, check=context.check)
+        scorer = Scorer(
+            client, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
+        )
         scored = _score(context, scorer, systems, embeddings, pools, query_ids, infos)
     if not scored.query_ids:
         raise InvalidInput(
@@ -75,7 +77,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     fingerprint = scorer.fingerprint or Fingerprint()
     trained_on = {info.checkpoint_id: count_trained_on(root, info, scored.query_ids) for info in infos}
     beyond = _beyond_training(selectors, infos, request.shots)
-    warnings = _warnings(trained_on, beyond, len(scored.query_ids))
+    warnings = [*_warnings(trained_on, beyond, len(scored.query_ids)), *scored.counts.warnings]
     for warning in warnings:
         context.logger.warning(warning)
     result = {

@@ -56,6 +56,7 @@ def generate(context: JobContext) -> dict[str, Any]:
             client,
             request.dataset,
             flavour=request.flavour,
+            postprocessing=request.postprocessing,
             gt_prob=request.gt_prob,
             info_score=request.info_score,
             check=context.check,
@@ -73,6 +74,8 @@ def generate(context: JobContext) -> dict[str, Any]:
                 fingerprint=replace(own, generation=found.generation, metric=found.metric),
                 meta=_meta(context, request, pools, origin),
             )
+    for warning in counts.warnings:
+        context.logger.warning(warning)
     report = rl_data.inspect(root.rl_data(rl_data_id))
     write_json(context.run_folder / "report.json", report)
     return {"rl_data_id": rl_data_id, "report": report, "scores": counts.to_json(), "queries_without_candidates": len(bare)}

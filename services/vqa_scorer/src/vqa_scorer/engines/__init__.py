@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from leverplus.prompts import Shot
 
@@ -46,4 +46,35 @@ class Engine(Protocol):
 
     def reserved_texts(self) -> frozenset[str]:
         """What no question or answer may hold, because the model reads it as a mark of its own: an image, a turn's end."""
+        ...
+
+
+EnginePhase = Literal["images", "read", "decode"]
+
+
+@dataclass(frozen=True)
+class EngineCounts:
+    """What an engine did since it was made; every number only grows.
+
+    `prompts` were read; `tokens` are theirs, images' included, whether or not a cache spared reading them. `images_encoded` went
+    through the vision tower, `image_hits` were kept from before; `prefix_hits` and `prefix_misses` are prompts whose first
+    demonstration's keys and values were kept, and were not. `seconds`: images is encoding them, read is making the first
+    token, decode the others.
+    """
+
+    prompts: int = 0
+    tokens: int = 0
+    prefix_hits: int = 0
+    prefix_misses: int = 0
+    images_encoded: int = 0
+    image_hits: int = 0
+    seconds: Mapping[EnginePhase, float] = field(default_factory=dict["EnginePhase", float])
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """An engine that counts what it does."""
+
+    def counts(self) -> EngineCounts:
+        """So far; called from any thread."""
         ...

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from threading import Event
 from typing import Any
 
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import EngineCounts, ScoringPrompt
 
 
 class EchoEngine:
@@ -16,7 +16,7 @@ class EchoEngine:
 
     `delay_s` is waited in every batch; `gate`, if given, must be set before a batch goes on (at most 30 s); `failure` and
     `load_failure` are raised. `reserved` are texts that no prompt may hold. `batches` records what was asked, `weighed`
-    what probabilities were asked for.
+    what probabilities were asked for; neither is kept with `record` false. `counts` takes a word for a token.
     """
 
     def __init__(
@@ -29,6 +29,7 @@ class EchoEngine:
         load_failure: Exception | None = None,
         reserved: frozenset[str] = frozenset(),
         has_probabilities: bool = True,
+        record: bool = True,
     ) -> None:
         self.zero_shot = zero_shot
         self.delay_s = delay_s
@@ -37,7 +38,9 @@ class EchoEngine:
         self.load_failure = load_failure
         self.reserved = reserved
         self.has_probabilities = has_probabilities
+        self.record = record
         self.started = Event()
+        self._counts = EngineCounts()
         self.batches: list[list[ScoringPrompt]] = []
         self.weighed: list[list[tuple[ScoringPrompt, tuple[str, ...]]]] = []
 
@@ -46,26 +49,40 @@ class EchoEngine:
             raise self.load_failure
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
-        self.batches.append(list(prompts))
-        self._work()
+        if self.record:
+            self.batches.append(list(prompts))
+        self._work(prompts)
         return [str(prompt.demonstrations[-1].answer) if prompt.demonstrations else self.zero_shot for prompt in prompts]
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        self.weighed.append([(prompt, tuple(own)) for prompt, own in zip(prompts, answers, strict=True)])
-        self._work()
+        if self.record:
+            self.weighed.append([(prompt, tuple(own)) for prompt, own in zip(prompts, answers, strict=True)])
+        self._work(prompts)
         shown = [[shot.answer for shot in prompt.demonstrations] for prompt in prompts]
         return [
             [(given.count(answer) + 1) / (len(given) + 2) for answer in own] for given, own in zip(shown, answers, strict=True)
         ]
 
-    def _work(self) -> None:
+    def _work(self, prompts: Sequence[ScoringPrompt]) -> None:
         self.started.set()
+        began = time.perf_counter()
         if self.gate is not None and not self.gate.wait(timeout=30):
             raise TimeoutError("the gate was not opened within 30 s")
         if self.delay_s:
             time.sleep(self.delay_s)
         if self.failure is not None:
             raise self.failure
+        shots = [shot for prompt in prompts for shot in (*prompt.demonstrations, prompt.query)]
+        words = sum(len(f"{shot.question} {shot.answer or ''}".split()) for shot in shots)
+        before, seconds = self._counts, time.perf_counter() - began
+        self._counts = EngineCounts(
+            prompts=before.prompts + len(prompts),
+            tokens=before.tokens + words,
+            seconds={"read": before.seconds.get("read", 0.0) + seconds},
+        )
+
+    def counts(self) -> EngineCounts:
+        return self._counts
 
     def generation_fingerprint(self) -> dict[str, Any]:
         return {"vlm": {"model_type": "echo", "weights_sha256": None}, "arguments": {"zero_shot": self.zero_shot}}
