@@ -1,52 +1,36 @@
-"""The VLM in a transformers model directory: the same code for a small one on a CPU and Qwen2.5-VL-3B on a GPU."""
+"""The VLM in a transformers model directory: the same code for a small one on a CPU and Qwen2.5-VL-3B on a GPU.
+
+A Qwen2.5-VL is read by a decoder of our own (`engines.qwen2_5_vl`), any other model by its own processor and stock `generate`
+(`engines.stock`).
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
 
-from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
+from leverplus.errors import InvalidInput
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import beam_search, greedy_search
 from vqa_scorer.engines.images import ImageCache, read_image
+from vqa_scorer.engines.model_directory import DtypeName, open_model
 from vqa_scorer.engines.probabilities import answer_probabilities, spellings
-from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures
-
-Device = Literal["auto", "cpu", "cuda"]
-DtypeName = Literal["auto", "float32", "bfloat16"]
+from vqa_scorer.engines.stock import StockModel
 
 PATCHES_PER_PASS = 32_768
 """Of images that go through the vision tower together: 20 of 480 × 640 pixels."""
 
-MODEL_TYPES = ("qwen2_5_vl",)
-"""Model types whose image placeholders this engine knows how to write."""
-
-_DESCRIBING_FILES = (
-    "config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-)
-"""Files beside the weights that decide what the model reads. generation_config.json does not: see `_generation_config`."""
+DECODED_HERE = ("qwen2_5_vl",)
+"""Model types that the decoder of `engines.qwen2_5_vl` reads."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +49,19 @@ class GenerationArguments:
 class TransformersEngine:
     """Generates in batches of at most `batch_size` prompts of similar length.
 
-    dtype `auto` is bfloat16 on a GPU and float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the image features
-    that are kept, `prefix_cache_bytes` the keys and values of first demonstrations.
+    `lora` is the folder of an adapter to the model. `device` is auto, cpu, cuda or cuda:N; dtype `auto` is bfloat16 on a GPU and
+    float32 on a CPU. `threads` are torch's, `image_cache_bytes` bounds the image features that are kept, `prefix_cache_bytes` the
+    keys and values of first demonstrations.
     """
 
     def __init__(
         self,
         model_dir: Path,
         *,
+        lora: Path | None = None,
         template: PromptTemplate = SHORT_ANSWER,
         arguments: GenerationArguments | None = None,
-        device: Device = "auto",
+        device: str = "auto",
         dtype: DtypeName = "auto",
         batch_size: int = 32,
         threads: int = 1,
@@ -83,9 +69,10 @@ class TransformersEngine:
         prefix_cache_bytes: int = 512 * 2**20,
     ) -> None:
         self._model_dir = model_dir
+        self._lora = lora
         self._template = template
         self._arguments = arguments or GenerationArguments()
-        self._device: Device = device
+        self._device = device
         self._preparing_threads = 1
         self._dtype: DtypeName = dtype
         self._batch_size = batch_size
@@ -95,38 +82,22 @@ class TransformersEngine:
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
         self._decoder: Decoder | None = None
+        self._stock: StockModel | None = None
         self._stop_tokens: list[int] = []
 
     def load(self) -> None:
-        """Reads configuration, weights and processor.
-
-        NotFound without a model directory, InvalidCheckpoint for a foreign or incomplete one, InvalidConfig for a device
-        that is not there.
-        """
-        directory = self._model_dir
-        if not (directory / "config.json").is_file():
-            raise NotFound(what="VLM directory", name=str(directory), hint="LEVERPLUS_VLM names one with a config.json")
-        weights = sorted(directory.glob("*.safetensors"))
-        if not weights:
-            raise InvalidCheckpoint(path=directory, reason="no *.safetensors file; other weight formats are not read")
+        """Reads configuration, weights, adapter and processor; raises what `open_model` and `StockModel` raise."""
         torch.set_num_threads(self._threads)
-        device = _choose_device(self._device)
-        dtype = _choose_dtype(self._dtype, device)
-        try:
-            config, model = _read_model(directory, dtype)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
-            raise InvalidCheckpoint(path=directory, reason=f"not readable: {exc}") from exc
-        self.attach(model.to(device).eval(), load_processor(directory))
+        opened = open_model(self._model_dir, lora=self._lora, device=self._device, dtype=self._dtype)
+        if opened.model_type in DECODED_HERE:
+            self.attach(opened.model, opened.processor)
+        else:
+            self._attach_stock(opened.model, opened.processor)
         self._fingerprint = {
-            "vlm": {
-                "model_type": config.model_type,
-                "weights_sha256": _sha256(weights),
-                "processor": type(self._processor.image_processor).__name__,
-                "description_sha256": _sha256([path for name in _DESCRIBING_FILES if (path := directory / name).is_file()]),
-            },
+            "vlm": opened.description,
             "prompt": self._template.fingerprint(),
             "arguments": self._arguments.fingerprint(),
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": str(opened.dtype).removeprefix("torch."),
         }
 
     def attach(self, model: Any, processor: Any) -> None:
@@ -143,17 +114,34 @@ class TransformersEngine:
             prefix_bytes=self._prefix_cache_bytes,
         )
 
+    def _attach_stock(self, model: Any, processor: Any) -> None:
+        self._processor = processor
+        self._stock = StockModel(
+            model,
+            processor,
+            template=self._template,
+            max_new_tokens=self._arguments.max_new_tokens,
+            num_beams=self._arguments.num_beams,
+            length_penalty=self._arguments.length_penalty,
+            batch_size=self._batch_size,
+            stop_tokens=self._end_of_answer(model),
+        )
+
     def generation_fingerprint(self) -> dict[str, Any]:
         assert self._fingerprint, "load() comes first"
         return dict(self._fingerprint)
 
     def reserved_texts(self) -> frozenset[str]:
         """The tokenizer's special tokens: it would find them inside a text as well."""
+        if self._stock is not None:
+            return self._stock.reserved_texts()
         added = self._processor.tokenizer.added_tokens_decoder.values()
         return frozenset(token.content for token in added if token.special) | {self._processor.image_token}
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
+        if self._stock is not None:
+            return self._stock.generate(prompts)
         encoded = self._encode(prompts)
         by_length = sorted(range(len(encoded)), key=lambda index: len(encoded[index].token_ids), reverse=True)
         texts = [""] * len(encoded)
@@ -168,6 +156,8 @@ class TransformersEngine:
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """P of each answer, as `engines.probabilities` defines it; InvalidInput names an image that cannot be read."""
+        if self._stock is not None:
+            return self._stock.answer_probabilities(prompts, answers)
         replies = [[[self._token_ids(text) for text in spellings(answer)] for answer in own] for own in answers]
         encoded = self._encode(prompts)
         return answer_probabilities(self._loaded.read, encoded, replies, batch_size=self._batch_size)
@@ -244,44 +234,5 @@ class TransformersEngine:
         return list(end) if isinstance(end, list) else [int(end)]
 
 
-def _read_model(directory: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Configuration and model; transformers fills weights that are missing with noise, here they are refused."""
-    config = AutoConfig.from_pretrained(directory, local_files_only=True)
-    if config.model_type not in MODEL_TYPES:
-        supported = ", ".join(MODEL_TYPES)
-        raise InvalidCheckpoint(path=directory, reason=f"model_type is {config.model_type!r}, supported: {supported}")
-    loaded: Any = AutoModelForImageTextToText.from_pretrained(
-        directory, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
-    )
-    model, report = loaded
-    for trouble in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, report.get(trouble) or ())):
-            shown = ", ".join(names[:5])
-            raise InvalidCheckpoint(path=directory, reason=f"{len(names)} {trouble.replace('_', ' ')}: {shown}")
-    return config, model
-
-
-def _choose_device(wanted: Device) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise InvalidConfig(field="device", reason="'cuda' was asked for and torch sees no GPU; use 'cpu' or 'auto'")
-    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _choose_dtype(wanted: DtypeName, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
-
-
 def _byte_count(image: ImageFeatures) -> int:
     return image.values.numel() * image.values.element_size()
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    """Hex digest over the files' bytes, one after the other: of a single file, what sha256sum prints."""
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            while block := stream.read(2**20):
-                total.update(block)
-    return total.hexdigest()
