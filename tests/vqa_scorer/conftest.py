@@ -139,7 +139,6 @@ def _byte_tokenizer(marks: list[str], image: str) -> Any:
 
 
 def _save_llava(folder: Path, text: dict[str, Any], vision: dict[str, Any]) -> None:
-    """Its tokenizer writes the first token itself."""
     from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor, Qwen2Config
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -146,6 +146,35 @@ def test_what_ends_an_answer_is_no_part_of_it(stock_vlm: StockVlm, prompts: list
     assert loaded(folder).generate(prompts[:1]) == [processor.tokenizer.decode([first], skip_special_tokens=True)]
 
 
+def test_a_first_token_is_written_once(stock_vlm: StockVlm, prompts: list[ScoringPrompt], tmp_path: Path) -> None:
+    """By the tokenizer, or by the chat template where that writes it."""
+    source, first = stock_vlm("llava"), "<|endoftext|>"
+    template = (source / "chat_template.jinja").read_text()
+    for name, written in (("tokenizer", template), ("template", first + template)):
+        shutil.copytree(source, tmp_path / name)
+        described = json.loads((tmp_path / name / "tokenizer.json").read_text())
+        number = next(token["id"] for token in described["added_tokens"] if token["content"] == first)
+        begun = [{"SpecialToken": {"id": first, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+        tokens = {first: {"id": first, "ids": [number], "tokens": [first]}}
+        described["post_processor"] = {"type": "TemplateProcessing", "single": begun, "pair": begun, "special_tokens": tokens}
+        described["post_processor"]["pair"] = [*begun, {"Sequence": {"id": "B", "type_id": 1}}]
+        (tmp_path / name / "tokenizer.json").write_text(json.dumps(described))
+        config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        config |= {"bos_token": first, "tokenizer_class": "PreTrainedTokenizerFast"}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(config))
+        (tmp_path / name / "chat_template.jinja").write_text(written)
+    made = [loaded(tmp_path / name) for name in ("tokenizer", "template")]
+    ids: list[list[int]] = []
+    for engine in made:
+        stock = engine._stock  # pyright: ignore[reportPrivateUsage]
+        assert stock is not None
+        text = stock._text(prompts[1])  # pyright: ignore[reportPrivateUsage]
+        ids.append(stock._inputs([text], prompts[1:2])["input_ids"][0].tolist())  # pyright: ignore[reportPrivateUsage]
+    assert ids[0] == ids[1]
+    assert ids[0].count(ids[0][0]) == 1
+    assert made[0].generate(prompts) == made[1].generate(prompts)
+
+
 def test_what_cannot_be_asked_is_refused(stock_vlm: StockVlm, tmp_path: Path) -> None:
     for name in ("no-system", "encoder", "partial"):
         shutil.copytree(stock_vlm("llava"), tmp_path / name)
@@ -159,7 +188,7 @@ def test_what_cannot_be_asked_is_refused(stock_vlm: StockVlm, tmp_path: Path) ->
         loaded(tmp_path / "encoder")
     config["text_config"]["num_hidden_layers"] = 3
     (tmp_path / "partial" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InvalidCheckpoint, match="not readable: .*layer_types"):
+    with pytest.raises(InvalidCheckpoint, match=r"not readable: .*layer_types"):
         loaded(tmp_path / "partial")
     config["text_config"]["layer_types"] *= 2
     config["text_config"]["num_hidden_layers"] = 4
