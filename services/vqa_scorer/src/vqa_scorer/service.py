@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from leverplus.errors import DeadlineExceeded, QueueFull, Unavailable
+from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import digest
 from leverplus.scoring import ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
@@ -19,6 +20,8 @@ from vqa_scorer.engines import Engine
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
 from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
+
+logger = logging.getLogger(__name__)
 
 
 class ScoringService:
@@ -119,37 +122,46 @@ class ScoringService:
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
 
-    def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
-        """Outcomes of a batch, committed. Looked up once more first: a key may have been committed since its request did so."""
+    def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome | LeverPlusError]:
+        """What is committed of a batch, and why the rest is not. Looked up once more first: a request did so a while ago."""
         try:
-            outcomes = self._committed(batch)
+            outcomes: dict[WorkKey, Outcome | LeverPlusError] = {**self._committed(batch)}
             pending = {key: task for key, task in batch.items() if key not in outcomes}
             if pending:
                 started = time.perf_counter()
-                made = self._ask_engine(pending)
+                made, failed = self._ask_engine(pending)
                 seconds = time.perf_counter() - started
                 self._commit(made)
-                weighed = sum(key.kind == "probabilities" for key in pending)
-                self.metrics.add(generated=len(pending) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
+                weighed = sum(key.kind == "probabilities" for key in made)
+                self.metrics.add(generated=len(made) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
+                if failed:
+                    self.metrics.add(failed_batches=1)
+                    logger.warning("%d of a batch of %d failed: %s", len(failed), len(batch), next(iter(failed.values())))
                 # Another scorer on the same database may have committed a key first: what the store holds is the score.
-                outcomes = self._committed(batch)
+                outcomes = {**failed, **self._committed(batch)}
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
         return outcomes
 
-    def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
+    def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> tuple[dict[WorkKey, Outcome], dict[WorkKey, LeverPlusError]]:
+        """What was made, and the errors of what was not."""
         made: dict[WorkKey, Outcome] = {}
+        failed: dict[WorkKey, LeverPlusError] = {}
         texts = {key: task.prompt for key, task in tasks.items() if key.kind == "text"}
         if texts:
-            made |= zip(texts, self._engine.generate(list(texts.values())), strict=True)
+            for key, text in zip(texts, self._engine.generate(list(texts.values())), strict=True):
+                if isinstance(text, LeverPlusError):
+                    failed[key] = text
+                else:
+                    made[key] = text
         weighed = {key: task for key, task in tasks.items() if key.kind == "probabilities"}
         if weighed:
             prompts, answers = [task.prompt for task in weighed.values()], [task.answers for task in weighed.values()]
             found = self._engine.answer_probabilities(prompts, answers)
             for key, own, values in zip(weighed, answers, found, strict=True):
                 made[key] = dict(zip(own, values, strict=True))
-        return made
+        return made, failed
 
     def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
         found: dict[WorkKey, Outcome] = {}
