@@ -26,7 +26,8 @@ from leverplus.errors import InvalidConfig
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import ImageFeatures, rope_positions
+from vqa_scorer.engines.prefixes import ImageFeatures
+from vqa_scorer.engines.qwen2_5_vl import encode
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Layout = tuple[int, int, int]
@@ -227,9 +228,9 @@ class SharedPrefixScorer:
         if key not in self._positions:
             ids, images = list(self._start), list[ImageFeatures]()
             for length, rows, columns in key:
-                ids += [self._image_token] * (rows * columns) + [NONE] * (length - rows * columns)
-                images += [ImageFeatures(torch.empty(0), rows, columns)] if length else []
-            self._positions[key] = rope_positions(ids, images, self._image_token).to(self.device)
+                ids += [self._image_token] * (length > 0) + [NONE] * (length - rows * columns)
+                images += [ImageFeatures(torch.empty(0), rows, columns, None)] if length else []
+            self._positions[key] = torch.from_numpy(encode(ids, images, self._image_token).positions).to(self.device)
         return self._positions[key]
 
     @torch.inference_mode()
@@ -245,7 +246,7 @@ class SharedPrefixScorer:
             values = self._model.model.visual(patches, grid_thw=grid.to(self.device)).pooler_output
             sizes = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grid.tolist()]
             for path, part, (rows, columns) in zip(batch, values.split([r * c for r, c in sizes]), sizes, strict=True):
-                found[path] = ImageFeatures(part, rows, columns)
+                found[path] = ImageFeatures(part, rows, columns, path)
         return found
 
     def _demonstration(

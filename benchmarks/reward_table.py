@@ -42,7 +42,8 @@ from leverplus.prompts import SHORT_ANSWER, Shot
 from leverplus.reward_table import FORMAT, all_pointers, pools_digest, write_codes
 from vqa_scorer.engines import ScoringPrompt, processor
 from vqa_scorer.engines.images import read_image
-from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.transformers import TransformersEngine
 
 Ids = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.uint8]

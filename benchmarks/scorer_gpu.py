@@ -32,7 +32,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.processor import ImageTextProcessor, load_processor
-from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.transformers import TransformersEngine
 
 TOKENIZER = ROOT / "assets" / "in-context-vlm"
 NEW_TOKENS, POOL, SHOTS, PER_QUERY = 5, 64, 2, 20

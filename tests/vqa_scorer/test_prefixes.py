@@ -5,28 +5,31 @@ from __future__ import annotations
 from itertools import permutations
 from pathlib import Path
 
-import pytest
+import numpy as np
 import torch
 
 from leverplus.dataset import Dataset
 from leverplus.dataset.invented_words import generate
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.prefixes import Prefix, PrefixCache, join
-from vqa_scorer.engines.qwen2_5_vl import second_image
+from vqa_scorer.engines.packed import Memory
+from vqa_scorer.engines.prefixes import ImageFeatures, Layout, Part, Prefix, PrefixCache, shared_cuts
+from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
 
 VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 
 
-def prefix(length: int, *images: object) -> Prefix:
-    values = torch.arange(2 * length * 3, dtype=torch.float32).reshape(2, length, 3)
-    return Prefix(tuple(range(length)), images, [(values, -values)])
+def image(identity: object, tokens: int = 1) -> ImageFeatures:
+    return ImageFeatures(torch.zeros(tokens, 3), tokens, 1, identity)
 
 
-@pytest.mark.parametrize(("ids", "place"), [([1, 9, 9, 2], None), ([9, 9, 2, 9, 3], 3), ([1, 2], None), ([9, 1, 9, 1, 9], 2)])
-def test_a_demonstration_ends_where_the_second_image_begins(ids: list[int], place: int | None) -> None:
-    assert second_image(ids, 9) == place
+def prefix(length: int, *images: object, parent: Prefix | None = None) -> Prefix:
+    """Keys of its own rows are 0, 1, 2, … in two layers, values their negatives."""
+    before = parent.length if parent is not None else 0
+    rows = torch.arange(before, length, dtype=torch.float32)[:, None, None].expand(-1, 1, 3)
+    cache = torch.stack([rows, -rows]).expand(2, -1, -1, -1, -1).clone()
+    return Prefix((np.arange(length).tobytes(), images), length, parent, cache)
 
 
 def test_the_least_recently_used_prefix_goes_first() -> None:
@@ -43,24 +46,39 @@ def test_the_least_recently_used_prefix_goes_first() -> None:
     cache.put(prefix(9))
     assert cache.get(prefix(9).key) is None
     assert len(cache) == 2
+    cache.clear()
+    assert (len(cache), cache.get(one.key)) == (0, None)
 
 
 def test_prefixes_of_other_images_are_others() -> None:
-    image, other = object(), object()
     cache = PrefixCache(limit=10**6)
-    cache.put(prefix(2, image))
-    assert cache.get(prefix(2, other).key) is None
-    assert cache.get(prefix(2, image).key) is not None
+    cache.put(prefix(2, "a"))
+    assert cache.get(prefix(2, "b").key) is None
+    assert cache.get(prefix(2, "a").key) is not None
 
 
-def test_joined_prefixes_are_padded_on_the_left() -> None:
-    joined, seen = join([prefix(1), prefix(3)], torch.device("cpu"))
-    keys, values = joined[0]
-    assert seen.tolist() == [[False, False, True], [True, True, True]]
-    assert keys.shape == (2, 2, 3, 3)
-    assert torch.equal(keys[0, :, 2:], prefix(1).cache[0][0])
-    assert torch.equal(values[1], prefix(3).cache[0][1])
-    assert not keys[0, :, :2].any()
+def test_prompts_are_cut_where_what_they_share_ends() -> None:
+    """Before the second image always, before a further one where another prompt is the same up to there."""
+    a, b, c, q = (image(name, 2) for name in "abcq")
+    none, one, two = encode([1, 9, 2], [q], 9), encode([1, 9, 2, 9, 3], [a, q], 9), encode([1, 9, 9, 9], [a, b, q], 9)
+    other, third = encode([1, 9, 9, 9], [a, b, c], 9), encode([1, 9, 9, 9], [a, c, q], 9)
+    assert none.image_starts == (1,)
+    assert (one.image_starts, len(one)) == ((1, 4), 7)
+    assert shared_cuts([none, one, two, third]) == [[], [4], [3], [3]]
+    assert shared_cuts([two, other, third]) == [[3, 5], [3, 5], [3]]
+
+
+def test_keys_are_packed_behind_what_they_go_on_from() -> None:
+    start = prefix(2)
+    longer = prefix(3, parent=start)
+    prompt = encode([0, 1, 2, 3, 4], [], 9)
+    parts = [Part(prompt, longer, 5), Part(prompt, start, 3), Part(prompt, longer, 4)]
+    layout = Layout.of(parts)
+    assert [one.own for one in layout.prefixes] == [2, 1]
+    assert layout.rows == 2 + 1 + 2 + 1 + 1
+    assert layout.order.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 0, 1, 2, 6]
+    assert layout.lengths == [5, 3, 4]
+    assert layout.caches()[1, 0, :, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_answers_do_not_depend_on_what_is_kept_or_stands_beside_them(tmp_path: Path) -> None:
@@ -78,6 +96,6 @@ def test_answers_do_not_depend_on_what_is_kept_or_stands_beside_them(tmp_path: P
     engine.load()
     together = engine.generate(prompts)
     assert engine.generate(prompts) == together
-    alone = TransformersEngine(VLM, threads=1, batch_size=1, prefix_cache_bytes=0)
+    alone = TransformersEngine(VLM, threads=1, batch_size=1, memory=Memory(images=0, images_on_host=0, prefixes=0))
     alone.load()
     assert alone.generate(prompts[::-1])[::-1] == together

@@ -27,7 +27,8 @@ from vqa_scorer.engines.decoding import Advance
 from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.engines.probabilities import answer_probabilities
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt
+from vqa_scorer.engines.prefixes import EncodedPrompt
+from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
 from vqa_scorer.settings import ScorerSettings
 
@@ -112,7 +113,7 @@ class Chain:
         self.logits = table.log() + 3.0
         self.advanced: list[int] = []
 
-    def read(self, prompts: Sequence[EncodedPrompt]) -> tuple[Tensor, Advance]:
+    def read(self, prompts: Sequence[EncodedPrompt], *, rows: int, steps: int) -> tuple[Tensor, Advance]:
         def advance(tokens: Tensor, rows: Tensor) -> Tensor:
             self.advanced.append(len(rows))
             return self.logits[tokens]
@@ -123,7 +124,7 @@ class Chain:
 def test_by_hand_on_a_chain() -> None:
     table = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8], [0.2, 0.4, 0.4]])
     chain = Chain(table)
-    asked = [EncodedPrompt([0], ()), EncodedPrompt([2, 1], ())]
+    asked = [encode([0], (), 9), encode([2, 1], (), 9)]
     # Two spellings an answer: the likelier counts.
     replies = [[[[1], [1, 2]], [[2, 0, 0], [2]]], [[[2], [0]]]]
     (first, second), (third,) = answer_probabilities(chain.read, asked, replies, batch_size=4)
@@ -136,9 +137,9 @@ def test_by_hand_on_a_chain() -> None:
 def test_what_has_no_probability_is_no_number() -> None:
     chain = Chain(torch.full((3, 3), float("nan")))
     with pytest.raises(ArithmeticError, match="no finite number"):
-        answer_probabilities(chain.read, [EncodedPrompt([0], ())], [[[[1]]]], batch_size=1)
+        answer_probabilities(chain.read, [encode([0], (), 9)], [[[[1]]]], batch_size=1)
     with pytest.raises(ValueError, match="no token"):
-        answer_probabilities(chain.read, [EncodedPrompt([0], ())], [[[[]]]], batch_size=1)
+        answer_probabilities(chain.read, [encode([0], (), 9)], [[[[]]]], batch_size=1)
 
 
 def body(*queries: tuple[int, list[list[int]]], **options: Any) -> dict[str, Any]:

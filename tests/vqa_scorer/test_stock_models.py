@@ -17,10 +17,11 @@ from transformers import AutoModelForImageTextToText
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput
 from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.packed import PackedQwen
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import Decoder
 from vqa_scorer.engines.stock import StockModel
-from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+from vqa_scorer.engines.transformers import TransformersEngine
 
 StockVlm = Callable[[str], Path]
 families = pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
@@ -106,9 +107,8 @@ def test_probabilities_are_those_of_the_models_logits(family: str, stock_vlm: St
 
 def test_the_family_decides_the_path(stock_vlm: StockVlm, random_vlm: Path) -> None:
     fast, stock = loaded(random_vlm), loaded(stock_vlm("llava"))
-    assert isinstance(fast._decoder, Decoder)  # pyright: ignore[reportPrivateUsage]
-    assert fast._stock is None  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(stock._stock, StockModel)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(fast._model, PackedQwen)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(stock._model, StockModel)  # pyright: ignore[reportPrivateUsage]
     assert stock.has_probabilities
 
 
@@ -166,8 +166,8 @@ def test_a_first_token_is_written_once(stock_vlm: StockVlm, prompts: list[Scorin
     made = [loaded(tmp_path / name) for name in ("tokenizer", "template")]
     ids: list[list[int]] = []
     for engine in made:
-        stock = engine._stock  # pyright: ignore[reportPrivateUsage]
-        assert stock is not None
+        stock = engine._model  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(stock, StockModel)
         text = stock._text(prompts[1])  # pyright: ignore[reportPrivateUsage]
         ids.append(stock._inputs([text], prompts[1:2])["input_ids"][0].tolist())  # pyright: ignore[reportPrivateUsage]
     assert ids[0] == ids[1]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, Not
 from leverplus.files import file_sha256
 from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.decoding import greedy_search
-from vqa_scorer.engines.images import ImageCache
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.qwen2_5_vl import Decoder, EncodedPrompt, ImageFeatures, rope_positions
-from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+from vqa_scorer.engines.prefixes import ImageFeatures
+from vqa_scorer.engines.qwen2_5_vl import Decoder, encode
+from vqa_scorer.engines.decoding import GenerationArguments, greedy_search
+from vqa_scorer.engines.transformers import TransformersEngine
 
 DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 
@@ -96,25 +95,27 @@ def test_one_turn_a_shot_is_answered_as_stock_generate_does(
 
 def test_positions_are_those_of_get_rope_index(random_vlm: Path) -> None:
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_vlm)
-    image = int(model.config.image_token_id)
-    images = [
-        ImageFeatures(torch.zeros(6, 1), 2, 3),
-        ImageFeatures(torch.zeros(4, 1), 4, 1),
-        ImageFeatures(torch.zeros(1, 1), 1, 1),
-    ]
-    ids = [7, 8, *[image] * 6, 9, *[image] * 4, *[image], 5, 6]
+    token = int(model.config.image_token_id)
+    images = [ImageFeatures(torch.zeros(rows * columns, 1), rows, columns, None) for rows, columns in ((2, 3), (4, 1), (1, 1))]
+    short = [7, 8, token, 9, token, token, 5, 6]
+    found = encode(short, images, token)
+    ids = [7, 8, *[token] * 6, 9, *[token] * 4, *[token], 5, 6]
+    assert found.token_ids.tolist() == ids
+    assert found.image_starts == (2, 9, 13)
     tokens = torch.tensor([ids])
-    grid = torch.tensor([[1, found.rows * 2, found.columns * 2] for found in images])
+    grid = torch.tensor([[1, one.rows * 2, one.columns * 2] for one in images])
     # get_rope_index tells images apart by what stands between them, so each gets one call of its own start here
     expected, _ = model.model.get_rope_index(
-        tokens[:, :9], mm_token_type_ids=(tokens[:, :9] == image).int(), image_grid_thw=grid[:1]
+        tokens[:, :9], mm_token_type_ids=(tokens[:, :9] == token).int(), image_grid_thw=grid[:1]
     )
-    assert torch.equal(rope_positions(ids[:9], images[:1], image), expected[:, 0])
-    assert rope_positions(ids, images, image)[:, 8:].tolist() == [
+    assert encode(short[:4], images[:1], token).positions.tolist() == expected[:, 0].tolist()
+    assert found.positions[:, 8:].tolist() == [
         [5, 6, 6, 6, 6, 10, 11, 12],
         [5, 6, 7, 8, 9, 10, 11, 12],
         [5, 6, 6, 6, 6, 10, 11, 12],
     ]
+    with pytest.raises(ValueError, match="3 placeholders for 2 images"):
+        encode(short, images[:2], token)
 
 
 def test_prompts_that_begin_otherwise_cost_the_full_price_and_answer_alike(random_vlm: Path) -> None:
@@ -122,8 +123,8 @@ def test_prompts_that_begin_otherwise_cost_the_full_price_and_answer_alike(rando
     asked = [[11, 12, 13, 14], [11, 12, 15], [21, 22]]
 
     def answers(shared: list[int], prompts: list[list[int]]) -> list[list[int]]:
-        decoder = Decoder(model, shared=shared, pad=0)
-        logits, advance = decoder.read([EncodedPrompt(ids, ()) for ids in prompts])
+        decoder = Decoder(model, shared=shared)
+        logits, advance = decoder.read([encode(ids, (), decoder.image_token) for ids in prompts], rows=1, steps=3)
         return greedy_search(logits, advance, stop_tokens=torch.tensor([3]), max_new_tokens=4)
 
     whole = answers([], asked)
@@ -199,28 +200,3 @@ def test_what_cannot_be_a_prompt_is_refused(random_vlm: Path, prompts: list[Scor
         engine.generate([ScoringPrompt((), Shot(tmp_path / "cut.png", "colour?"))])
     with pytest.raises(InvalidInput, match="image placeholder"):
         engine.generate([ScoringPrompt((), Shot(prompts[0].query.image, "<|image_pad|>?"))])
-
-
-def test_the_image_cache_is_bounded_and_notices_a_replaced_file(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in "abc"]
-    for path in paths:
-        path.write_text(path.name * 4)
-    made: list[str] = []
-
-    def make(paths: Sequence[Path]) -> list[str]:
-        made.append("".join(path.name for path in paths))
-        return [path.read_text() for path in paths]
-
-    cache = ImageCache(make, size=len, limit=8)
-    for path in (paths[0], paths[1], paths[0], paths[2], paths[0]):
-        assert cache.get([path]) == {path: path.name * 4}
-    assert made == ["a", "b", "c"]
-    assert cache.get([paths[1], paths[1], paths[0]]) == {paths[1]: "bbbb", paths[0]: "aaaa"}
-    assert made == ["a", "b", "c", "b"]
-    assert len(cache) == 2
-    assert cache.get(paths) == {path: path.name * 4 for path in paths}
-    assert made[-1] == "c"
-    assert len(cache) == 2
-    paths[1].write_text("longer than all")
-    assert cache.get([paths[1]])[paths[1]] == "longer than all"
-    assert len(cache) == 2

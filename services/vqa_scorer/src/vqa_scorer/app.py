@@ -70,7 +70,8 @@ def _engine(settings: ScorerSettings) -> Engine:
     if settings.openai_url is not None:
         return _openai_engine(settings, settings.openai_url)
     assert settings.vlm is not None, "the settings name a directory or a server"
-    from vqa_scorer.engines.transformers import GenerationArguments, TransformersEngine
+    from vqa_scorer.engines.decoding import GenerationArguments
+    from vqa_scorer.engines.transformers import TransformersEngine
 
     return TransformersEngine(
         settings.vlm,

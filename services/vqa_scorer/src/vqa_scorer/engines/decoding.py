@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 Advance = Callable[[Tensor, Tensor], Tensor]
 """tokens [R] and the row [R] that each continues -> logits [R, V] behind them. Row numbers are those of the call before."""
+
+
+
+@dataclass(frozen=True)
+class GenerationArguments:
+    """How an answer is decoded. `num_beams` 1 is greedy; `length_penalty` counts with more beams only."""
+
+    max_new_tokens: int = 5
+    num_beams: int = 1
+    length_penalty: float = 0.0
+
+    def fingerprint(self) -> dict[str, Any]:
+        values = asdict(self)
+        return values if self.num_beams > 1 else {**values, "length_penalty": None}
+
 
 _NEVER = -1.0e9
 """Added to a score to take it out of a choice; what `generate` adds."""

@@ -1,44 +1,98 @@
-"""Keys and values of what prompts begin with, computed once and kept within a bound."""
+"""Keys and values of what prompts begin with: computed once, kept within a bound, shared by the prompts that go on from them."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-KeysAndValues = list[tuple[Tensor, Tensor]]
-"""For each layer keys and values [B, key heads, length, head width]; without B those of one prompt."""
-
-Key = tuple[tuple[int, ...], tuple[int, ...]]
+Ids = npt.NDArray[np.int64]
+Key = tuple[bytes, tuple[Any, ...]]
 """Token ids, and which images stand at their placeholders."""
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """The first tokens of prompts, the images in them, and their keys and values [key heads, length, head width] by layer.
+class ImageFeatures:
+    """One image after the vision tower: values [tokens, hidden]; the rows and columns of its tokens; what tells it from others."""
 
-    Images are told apart by identity: a prefix holds on to its own, so that no other can take their place.
-    """
-
-    token_ids: tuple[int, ...]
-    images: tuple[Any, ...]
-    cache: KeysAndValues
-
-    @staticmethod
-    def key_of(token_ids: Sequence[int], images: Sequence[Any]) -> Key:
-        return tuple(token_ids), tuple(id(image) for image in images)
+    values: Tensor
+    rows: int
+    columns: int
+    identity: Any
 
     @property
-    def key(self) -> Key:
-        return self.key_of(self.token_ids, self.images)
+    def tokens(self) -> int:
+        """Places in the prompt."""
+        return self.rows * self.columns
 
     @property
     def bytes(self) -> int:
-        return sum(part.numel() * part.element_size() for pair in self.cache for part in pair)
+        return self.values.numel() * self.values.element_size()
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Token ids [L] with one placeholder a visual token, their positions [3, L], and the images with the places where they begin."""
+
+    token_ids: Ids
+    positions: Ids
+    images: tuple[ImageFeatures, ...]
+    image_starts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def key(self, length: int) -> Key:
+        """Of what stands before `length`, where an image may begin but none is cut."""
+        inside = sum(start < length for start in self.image_starts)
+        return self.token_ids[:length].tobytes(), tuple(image.identity for image in self.images[:inside])
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """The first `length` tokens of prompts. `cache` [layers, 2, own, key heads, width] holds the keys and values of those behind
+    `parent`; the parent's are not repeated."""
+
+    key: Key
+    length: int
+    parent: Prefix | None
+    cache: Tensor
+
+    @property
+    def own(self) -> int:
+        return self.cache.shape[2]
+
+    @property
+    def bytes(self) -> int:
+        return self.cache.numel() * self.cache.element_size()
+
+    def chain(self) -> list[Prefix]:
+        """From the first tokens on: what comes before this one, and itself."""
+        before = self.parent.chain() if self.parent is not None else []
+        return [*before, self]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one pass reads of a prompt: the tokens from the end of `parent` up to `stop`."""
+
+    prompt: EncodedPrompt
+    parent: Prefix
+    stop: int
+
+    @property
+    def length(self) -> int:
+        return self.stop - self.parent.length
+
+    @property
+    def key(self) -> Key:
+        return self.prompt.key(self.stop)
 
 
 class PrefixCache:
@@ -68,29 +122,62 @@ class PrefixCache:
             _, dropped = self._prefixes.popitem(last=False)
             self._held -= dropped.bytes
 
-
-def round_up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
-def join(prefixes: Sequence[Prefix], device: torch.device, *, multiple: int = 1) -> tuple[KeysAndValues, Tensor]:
-    """Keys and values of a batch, and which of them are no padding [B, length]; padded on the left to the longest, rounded up."""
-    lengths = torch.tensor([len(prefix.token_ids) for prefix in prefixes], device=device)
-    longest = round_up(max(len(prefix.token_ids) for prefix in prefixes), multiple)
-    seen = torch.arange(longest, device=device) >= (longest - lengths)[:, None]
-    joined: KeysAndValues = []
-    for layer in range(len(prefixes[0].cache)):
-        pair = tuple(_padded([prefix.cache[layer][part] for prefix in prefixes], longest) for part in (0, 1))
-        joined.append((pair[0], pair[1]))
-    return joined, seen
+    def clear(self) -> None:
+        self._prefixes.clear()
+        self._held = 0
 
 
-def _padded(parts: Sequence[Tensor], longest: int) -> Tensor:
-    """[heads, length, width] each → [B, heads, longest, width]; padding is 0, for a NaN would pass through a mask."""
-    first = parts[0]
-    if first.shape[1] == longest and all(part is first for part in parts):
-        return first.expand(len(parts), -1, -1, -1)
-    whole = first.new_zeros(len(parts), first.shape[0], longest, first.shape[2])
-    for row, part in enumerate(parts):
-        whole[row, :, longest - part.shape[1] :] = part
-    return whole
+def shared_cuts(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
+    """Where each prompt is cut so that what several begin with is read once: before its second image always, for the first
+    demonstration serves later batches too, and before each further image up to which another prompt of these is the same."""
+    counts = Counter(prompt.key(start) for prompt in prompts for start in prompt.image_starts[2:])
+    return [
+        [start for depth, start in enumerate(prompt.image_starts[1:]) if depth == 0 or counts[prompt.key(start)] > 1]
+        for prompt in prompts
+    ]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the keys of parts lie in memory: the caches of `prefixes`, each once, then the parts' own rows.
+
+    `order` [K] packs them by part: what comes before it, then its own; `lengths` are its keys by part. `rows` lie there in all.
+    """
+
+    prefixes: list[Prefix]
+    rows: int
+    order: Ids
+    lengths: list[int]
+
+    @staticmethod
+    def of(parts: Sequence[Part]) -> Layout:
+        starts: dict[int, int] = {}
+        prefixes: list[Prefix] = []
+        rows = 0
+        for prefix in _distinct(parts):
+            starts[id(prefix)] = rows
+            prefixes.append(prefix)
+            rows += prefix.own
+        chains = {id(part.parent): part.parent.chain() for part in parts}
+        known = {
+            parent: np.concatenate([np.arange(starts[id(one)], starts[id(one)] + one.own) for one in chain])
+            for parent, chain in chains.items()
+        }
+        pieces: list[Ids] = []
+        for part in parts:
+            pieces += [known[id(part.parent)], np.arange(rows, rows + part.length)]
+            rows += part.length
+        return Layout(prefixes, rows, np.concatenate(pieces), [part.stop for part in parts])
+
+    def caches(self) -> Tensor:
+        """[layers, 2, rows, key heads, width] of the prefixes"""
+        return torch.cat([prefix.cache for prefix in self.prefixes], dim=2)
+
+
+def _distinct(parts: Sequence[Part]) -> Iterator[Prefix]:
+    seen: set[int] = set()
+    for part in parts:
+        for prefix in part.parent.chain():
+            if id(prefix) not in seen:
+                seen.add(id(prefix))
+                yield prefix

@@ -9,16 +9,21 @@ the likelier of the two spellings. Because of the mean, the P of different answe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from vqa_scorer.engines.decoding import Advance
-from vqa_scorer.engines.qwen2_5_vl import EncodedPrompt
+from vqa_scorer.engines.prefixes import EncodedPrompt
 
-Read = Callable[[Sequence[EncodedPrompt]], tuple[Tensor, Advance]]
-"""Prompts -> logits [B, V] behind each, and what goes on from there."""
+
+class Read(Protocol):
+    """Prompts -> logits [B, V] behind each, and what goes on from there: at most `rows` rows a prompt, `steps` tokens each."""
+
+    def __call__(self, prompts: Sequence[EncodedPrompt], *, rows: int, steps: int) -> tuple[Tensor, Advance]: ...
+
 
 _ROWS_A_PROMPT = 4
 """The answers of a batch of prompts go on side by side, at most so many times as many rows as a batch has prompts."""
@@ -40,7 +45,9 @@ def answer_probabilities(
     found: list[list[float]] = [[] for _ in prompts]
     rows = [[spelling for answer in own for spelling in answer] for own in replies]
     for chosen in _batches(prompts, [len(own) for own in rows], batch_size):
-        logits, advance = read([prompts[index] for index in chosen])
+        most = max(len(rows[index]) for index in chosen)
+        longest = max((len(tokens) for index in chosen for tokens in rows[index]), default=1)
+        logits, advance = read([prompts[index] for index in chosen], rows=most, steps=longest - 1)
         for index, known in zip(chosen, _forced(logits, advance, [rows[index] for index in chosen]), strict=True):
             of_spellings = iter(known)
             found[index] = [max(next(of_spellings) for _ in answer) for answer in replies[index]]
@@ -49,7 +56,7 @@ def answer_probabilities(
 
 def _batches(prompts: Sequence[EncodedPrompt], rows: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     batch: list[int] = []
-    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index].token_ids), reverse=True):
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True):
         if batch and (len(batch) == batch_size or sum(rows[one] for one in [*batch, index]) > batch_size * _ROWS_A_PROMPT):
             yield batch
             batch = []

@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from leverplus.errors import InvalidConfig
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.probabilities import spellings
 
@@ -35,11 +36,9 @@ class StockModel:
         processor: Any,
         *,
         template: PromptTemplate,
-        max_new_tokens: int,
-        num_beams: int,
-        length_penalty: float,
-        batch_size: int,
+        arguments: GenerationArguments,
         stop_tokens: Sequence[int],
+        batch_size: int,
     ) -> None:
         if model.config.is_encoder_decoder:
             raise InvalidConfig(field="VLM", reason=f"{type(model).__name__} is an encoder-decoder; a decoder is needed")
@@ -53,9 +52,9 @@ class StockModel:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token_id = self._pad
         self._arguments = GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
+            max_new_tokens=arguments.max_new_tokens,
+            num_beams=arguments.num_beams,
+            length_penalty=arguments.length_penalty,
             do_sample=False,
             early_stopping=False,
             eos_token_id=list(stop_tokens),
@@ -84,12 +83,6 @@ class StockModel:
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """P of each answer, as `engines.probabilities` defines it; each spelling reads its prompt anew."""
         return [self._of_one(prompt, own) for prompt, own in zip(prompts, answers, strict=True)]
-
-    def reserved_texts(self) -> frozenset[str]:
-        """The tokenizer's special tokens and the image placeholder: both are found inside a text as well."""
-        added = self._processor.tokenizer.added_tokens_decoder.values()
-        placeholders = {getattr(self._processor, name, None) for name in ("image_token", "boi_token")}
-        return frozenset(token.content for token in added if token.special) | {text for text in placeholders if text}
 
     def _of_one(self, prompt: ScoringPrompt, answers: Sequence[str]) -> list[float]:
         tokenizer = self._processor.tokenizer

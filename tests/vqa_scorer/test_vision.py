@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from vqa_scorer.engines.windows import WindowGroups, batch_windows
+from vqa_scorer.engines.elementwise import Elementwise
+from vqa_scorer.engines.vision import KnownBounds, hasten
 
 
 def tower() -> Any:
@@ -24,23 +25,22 @@ def tower() -> Any:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).model.visual.eval()
 
 
-def test_windows_of_one_length_are_grouped_and_worked_out_once() -> None:
-    groups = WindowGroups()
-    bounds = torch.tensor([0, 4, 8, 10, 14, 14])
-    found = {tuple(group.shape): group.tolist() for group in groups.of(bounds)}
-    assert found == {(3, 4): [[0, 1, 2, 3], [4, 5, 6, 7], [10, 11, 12, 13]], (1, 2): [[8, 9]]}
-    assert groups.of(bounds) is groups.of(bounds)
-    whole = torch.tensor([0, 14])
-    groups.of(whole)
-    assert groups.of(bounds)[0] is groups.of(bounds)[0]
-    assert [group.shape for group in groups.of(torch.tensor([0, 3]))] == [(1, 3)]
+def test_windows_are_worked_out_once_a_pass_and_empty_ones_left_out() -> None:
+    known = KnownBounds()
+    bounds, whole = torch.tensor([0, 4, 8, 10, 14, 14]), torch.tensor([0, 14])
+    spans = known.spans(bounds)
+    assert spans.query_bounds.tolist() == [0, 4, 8, 10, 14]
+    assert known.spans(whole) is known.spans(whole)
+    assert known.spans(bounds) is spans
+    assert known.spans(torch.tensor([0, 3])).longest_key == 3
 
 
 @torch.inference_mode()
 def test_a_pass_of_images_of_several_sizes_equals_transformers_own() -> None:
     stock = tower()
     ours = copy.deepcopy(stock)
-    batch_windows(ours)
+    hasten(ours, Elementwise())
+    hasten(ours, Elementwise())
     # 10 × 14 patches do not fill their windows of 4 × 4, so there are four lengths of them.
     grids = torch.tensor([[1, 10, 14], [1, 4, 4], [1, 8, 6]])
     patches = torch.randn(int(grids.prod(dim=1).sum()), 3 * 2 * 14 * 14)
