@@ -21,7 +21,7 @@ Vlm = Annotated[
 Device = Annotated[str, typer.Option(envvar="LEVERPLUS_DEVICE", help="auto, cpu or cuda.")]
 Dtype = Annotated[str, typer.Option(envvar="LEVERPLUS_DTYPE", help="auto, float32 or bfloat16.")]
 
-ScorerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SCORER_URL", help="Where vqa_scorer is.")]
+ScorerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SCORER_URL", help="Where vqa_scorer is; of several, the first.")]
 TrainerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_TRAINER_URL", help="Where pointer_trainer is.")]
 SelectorUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SELECTOR_URL", help="Where selector_api is.")]
 SCORER = "http://127.0.0.1:8001"

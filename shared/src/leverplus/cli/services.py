@@ -41,7 +41,7 @@ def score(
     query = {"query_id": query_id, "pointers": [_pointer(text) for text in pointer]}
     options = {"flavour": flavour, "gt_prob": gt_prob, "info_score": info_score}
     request = validated(ScoreRequest, {"dataset": dataset, "queries": [query], "options": options})
-    with ScorerClient(scorer_url) as client:
+    with ScorerClient(scorer_url.split(",")[0].strip()) as client:
         response = client.score(request)
     if as_json:
         print_json(response.model_dump())
