@@ -24,7 +24,7 @@ from vqa_scorer.engines.stock import StockModel
 from vqa_scorer.engines.transformers import TransformersEngine
 
 StockVlm = Callable[[str], Path]
-families = pytest.mark.parametrize("family", ["llava", "qwen2_vl", "idefics3"])
+families = pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_vl", "idefics3", "gemma3"])
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def probability_by_hand(folder: Path, prompt: ScoringPrompt, answer: str) -> flo
         whole = dict(inputs)
         whole["input_ids"] = torch.cat([inputs["input_ids"], reply[None]], dim=1)
         whole["attention_mask"] = torch.ones_like(whole["input_ids"])
-        if "mm_token_type_ids" in whole:
-            whole["mm_token_type_ids"] = torch.nn.functional.pad(whole["mm_token_type_ids"], (0, len(reply)))
+        for name in {"mm_token_type_ids", "token_type_ids"} & set(whole):
+            whole[name] = torch.nn.functional.pad(whole[name], (0, len(reply)))
         with torch.inference_mode():
             logits = model(**whole).logits[0, -len(reply) - 1 : -1]
         chosen = logits.log_softmax(-1)[torch.arange(len(reply)), reply]
@@ -176,12 +176,15 @@ def test_a_first_token_is_written_once(stock_vlm: StockVlm, prompts: list[Scorin
 
 
 def test_what_cannot_be_asked_is_refused(stock_vlm: StockVlm, tmp_path: Path) -> None:
-    for name in ("no-system", "encoder", "partial"):
+    for name in ("no-system", "imageless", "encoder", "partial"):
         shutil.copytree(stock_vlm("llava"), tmp_path / name)
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     (tmp_path / "no-system" / "chat_template.jinja").write_text(refusing)
     with pytest.raises(InvalidConfig, match=r"LEVERPLUS_PROMPT: .*cannot lay out prompts of 'short-answer': no system turn"):
         loaded(tmp_path / "no-system")
+    (tmp_path / "imageless" / "chat_template.jinja").write_text("{{ messages[-1]['content'][-1]['text'] }}")
+    with pytest.raises(InvalidConfig, match=r"LEVERPLUS_PROMPT: .*cannot read a prompt of 'short-answer' with two images"):
+        loaded(tmp_path / "imageless")
     config = json.loads((tmp_path / "encoder" / "config.json").read_text())
     (tmp_path / "encoder" / "config.json").write_text(json.dumps(config | {"is_encoder_decoder": True}))
     with pytest.raises(InvalidConfig, match="is an encoder-decoder"):
@@ -195,6 +198,46 @@ def test_what_cannot_be_asked_is_refused(stock_vlm: StockVlm, tmp_path: Path) ->
     (tmp_path / "partial" / "config.json").write_text(json.dumps(config))
     with pytest.raises(InvalidCheckpoint, match="missing keys"):
         loaded(tmp_path / "partial")
+
+
+def test_a_template_that_gathers_images_is_warned_about(
+    stock_vlm: StockVlm, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(stock_vlm("llava"), tmp_path / "model")
+    gathering = (
+        "{% for turn in messages %}{% for part in turn['content'] if part['type'] == 'image' %}<image>{% endfor %}"
+        "{% for part in turn['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    )
+    (tmp_path / "model" / "chat_template.jinja").write_text(gathering)
+    loaded(tmp_path / "model", template=CHAT)
+    assert not caplog.records
+    loaded(tmp_path / "model")
+    assert "LEVERPLUS_PROMPT=chat" in caplog.text
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_cut(
+    stock_vlm: StockVlm, prompts: list[ScoringPrompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = loaded(stock_vlm("llava"))
+    whole = engine.generate(prompts)
+    stock = engine._model  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(stock, StockModel)
+    real = stock._model.generate  # pyright: ignore[reportPrivateUsage]
+    sizes: list[int] = []
+    room = [1]
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > room[0]:
+            raise torch.OutOfMemoryError("no room")
+        return real(**inputs)
+
+    monkeypatch.setattr(stock._model, "generate", generate)  # pyright: ignore[reportPrivateUsage]
+    assert engine.generate(prompts) == whole
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    room[0] = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.generate(prompts)
 
 
 def test_an_unreadable_image_is_named(stock_vlm: StockVlm, tmp_path: Path) -> None:

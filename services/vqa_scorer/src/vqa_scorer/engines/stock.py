@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 from jinja2 import TemplateError
+from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -23,11 +25,14 @@ from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.probabilities import spellings
 
+logger = logging.getLogger(__name__)
+
 
 class StockModel:
     """A loaded model in eval mode with its processor, asked in batches of at most `batch_size` prompts of similar length.
 
-    InvalidConfig for a model that does not go on from its prompt, and for a chat template that cannot lay out `template`.
+    Fewer together where the device's memory asks for it. Two images are read for a trial: InvalidConfig for a model that does not
+    go on from its prompt, and for a chat template or processor that cannot lay out `template`.
     """
 
     def __init__(
@@ -62,27 +67,53 @@ class StockModel:
         )
         # `generate` fills what its arguments leave open from the model's own settings: there must be none.
         model.generation_config = GenerationConfig(eos_token_id=list(stop_tokens), pad_token_id=self._pad)
-        self._text(ScoringPrompt((Shot(Path(), "question?", "answer"),), Shot(Path(), "question?")))
+        self._try()
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
         texts = [self._text(prompt) for prompt in prompts]
         lengths = [(len(prompt.demonstrations), len(text)) for prompt, text in zip(prompts, texts, strict=True)]
-        answers = [""] * len(prompts)
         by_length = sorted(range(len(prompts)), key=lengths.__getitem__, reverse=True)
-        for start in range(0, len(by_length), self._batch_size):
-            chosen = by_length[start : start + self._batch_size]
-            inputs = self._inputs([texts[index] for index in chosen], [prompts[index] for index in chosen])
-            written = self._run(inputs, self._arguments)
-            kept = [self._before_stop(row) for row in written.tolist()]
-            decoded = self._processor.tokenizer.batch_decode(kept, skip_special_tokens=True)
-            for index, text in zip(chosen, decoded, strict=True):
-                answers[index] = text
-        return answers
+        answers: dict[int, str] = {}
+        while by_length:
+            chosen = by_length[: self._batch_size]
+            try:
+                written = self._write([texts[index] for index in chosen], [prompts[index] for index in chosen])
+            except torch.OutOfMemoryError:
+                if len(chosen) == 1:
+                    raise
+                self._batch_size = len(chosen) // 2
+                logger.warning("%d prompts are too many for the device's memory; from now on %d", len(chosen), self._batch_size)
+                continue
+            answers |= zip(chosen, written, strict=True)
+            del by_length[: len(chosen)]
+        return [answers[index] for index in range(len(prompts))]
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
         """P of each answer, as `engines.probabilities` defines it; each spelling reads its prompt anew."""
         return [self._of_one(prompt, own) for prompt, own in zip(prompts, answers, strict=True)]
+
+    def _try(self) -> None:
+        shot = Shot(Path(), "Which colour is this?", "red")
+        text = self._text(ScoringPrompt((shot,), shot))
+        white = Image.new("RGB", (64, 64), "white")
+        try:
+            inputs = self._prepared([text], [[white, white]])
+        except (ValueError, TypeError, KeyError, IndexError) as exc:
+            reason = f"the model's processor cannot read a prompt of {self._template.name!r} with two images: {exc}"
+            raise InvalidConfig(field="LEVERPLUS_PROMPT", reason=reason) from exc
+        self._run(inputs, GenerationConfig(max_new_tokens=1, do_sample=False, pad_token_id=self._pad))
+        mark = getattr(self._processor, "image_token", None)
+        if mark and text.count(mark) == 2 and text.rindex(mark) < text.index(shot.question):
+            logger.warning(
+                "the model's chat template puts the images of a turn before its text; LEVERPLUS_PROMPT=chat gives each "
+                "demonstration a turn of its own"
+            )
+
+    def _write(self, texts: Sequence[str], prompts: Sequence[ScoringPrompt]) -> list[str]:
+        written = self._run(self._inputs(texts, prompts), self._arguments)
+        kept = [self._before_stop(row) for row in written.tolist()]
+        return self._processor.tokenizer.batch_decode(kept, skip_special_tokens=True)
 
     def _of_one(self, prompt: ScoringPrompt, answers: Sequence[str]) -> list[float]:
         tokenizer = self._processor.tokenizer
@@ -112,10 +143,13 @@ class StockModel:
     def _inputs(self, texts: Sequence[str], prompts: Sequence[ScoringPrompt]) -> Any:
         shown = [[shot.image for shot in (*prompt.demonstrations, prompt.query)] for prompt in prompts]
         images = {path: read_image(path) for path in {path for own in shown for path in own}}
+        return self._prepared(texts, [[images[path] for path in own] for own in shown])
+
+    def _prepared(self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]) -> Any:
         begin: str | None = self._processor.tokenizer.bos_token
         inputs = self._processor(
             text=list(texts),
-            images=[[images[path] for path in own] for own in shown],
+            images=[list(own) for own in images],
             padding=True,
             # A chat template that writes the first token itself must not get a second one.
             add_special_tokens=not (begin and texts[0].startswith(begin)),
