@@ -24,9 +24,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from leverplus.dataset import Dataset
 from leverplus.errors import InvalidConfig
 from leverplus.prompts import PromptTemplate, Shot
+from vqa_scorer.engines.features import ImageFeatures
 from vqa_scorer.engines.images import read_image
+from vqa_scorer.engines.prefixes import ImageShape
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.prefixes import ImageFeatures
 from vqa_scorer.engines.qwen2_5_vl import encode
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -226,10 +227,10 @@ class SharedPrefixScorer:
         """M-RoPE positions [3, L] of the whole prompt."""
         key = (first, second, query)
         if key not in self._positions:
-            ids, images = list(self._start), list[ImageFeatures]()
+            ids, images = list(self._start), list[ImageShape]()
             for length, rows, columns in key:
                 ids += [self._image_token] * (length > 0) + [NONE] * (length - rows * columns)
-                images += [ImageFeatures(torch.empty(0), rows, columns, None)] if length else []
+                images += [ImageShape(None, rows, columns)] if length else []
             self._positions[key] = torch.from_numpy(encode(ids, images, self._image_token).positions).to(self.device)
         return self._positions[key]
 
@@ -246,7 +247,7 @@ class SharedPrefixScorer:
             values = self._model.model.visual(patches, grid_thw=grid.to(self.device)).pooler_output
             sizes = [(int(rows) // merge, int(columns) // merge) for _, rows, columns in grid.tolist()]
             for path, part, (rows, columns) in zip(batch, values.split([r * c for r, c in sizes]), sizes, strict=True):
-                found[path] = ImageFeatures(part, rows, columns, path)
+                found[path] = ImageFeatures(ImageShape(path, rows, columns), part)
         return found
 
     def _demonstration(
@@ -268,16 +269,16 @@ class SharedPrefixScorer:
         placeholder: str = self._processor.image_token
         if not text.startswith(placeholder) or text.count(placeholder) != 1:
             raise InvalidConfig(field="chat template", reason=f"a prompt's part does not begin with its only image: {text!r}")
-        return self._token_ids(placeholder * (image.tokens - 1) + text), image
+        return self._token_ids(placeholder * (image.shape.tokens - 1) + text), image
 
     def _segments(self, made: Sequence[tuple[list[int], ImageFeatures]]) -> Segments:
-        longest, most = max(len(ids) for ids, _ in made), max(image.tokens for _, image in made)
+        longest, most = max(len(ids) for ids, _ in made), max(image.shape.tokens for _, image in made)
         token_ids = torch.zeros(len(made), longest, dtype=torch.int64)
         pictures = torch.zeros(len(made), most, made[0][1].values.shape[1], dtype=self._dtype, device=self.device)
         for row, (ids, image) in enumerate(made):
             token_ids[row, : len(ids)] = torch.tensor(ids)
-            pictures[row, : image.tokens] = image.values
-        layouts = [(len(ids), image.rows, image.columns) for ids, image in made]
+            pictures[row, : image.shape.tokens] = image.values
+        layouts = [(len(ids), image.shape.rows, image.shape.columns) for ids, image in made]
         return Segments(token_ids.to(self.device), pictures, layouts)
 
     def _text(self, demonstrations: Sequence[Shot], query: Shot) -> str:

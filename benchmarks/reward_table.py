@@ -41,8 +41,8 @@ from leverplus.pools import PoolPolicy, Pools
 from leverplus.prompts import SHORT_ANSWER, Shot
 from leverplus.reward_table import FORMAT, all_pointers, pools_digest, write_codes
 from vqa_scorer.engines import ScoringPrompt, processor
-from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.transformers import TransformersEngine
 
 Ids = npt.NDArray[np.int64]

@@ -1,9 +1,12 @@
-"""What the scorer's engine does at Qwen2.5-VL-3B's shape on one GPU, beside transformers' `generate` and the arithmetic's floor.
+"""What the scorer's engine does at Qwen2.5-VL-3B's shape on a GPU, beside transformers' `generate` and the arithmetic's floor.
 
     python benchmarks/scorer_gpu.py [--tiny] [--queries 100] [--out benchmarks/results/scorer_gpu.json]
 
-Weights are random: shapes decide what a pointer costs. 100 queries with 20 two-shot pointers each over one pool of 64 items,
-photographs' size (480 × 640 JPEG files, decoded and preprocessed within the time), five tokens forced, caches empty at the start.
+Weights are random: shapes decide what a pointer costs. 100 queries with 20 two-shot pointers each, once over one pool of 64 items
+and once over each query's own 64 of 9,009; photographs' size (480 × 640 JPEG files, decoded and preprocessed within the time),
+five tokens forced, caches empty at the start, filling counts. Then how many answers differ from those of transformers'
+`generate`, with these weights and with assets/in-context-vlm. `--all-gpus`: a process on each scores the first workload, all at
+the same time.
 torch, transformers and our sources are all it needs. `--tiny` runs the code paths with a small shape, on a processor too.
 """
 
@@ -17,209 +20,190 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
-import numpy as np
 import torch
+import torch.multiprocessing as processes
 import transformers
-from PIL import Image
 from provenance import RESULTS, ROOT, commit
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from scorer_agreement import agreement
+from scorer_shape import PER_QUERY, POOL, Workload, build_model, draw_workload, floors, write_images
+from stock_generate import stock_texts
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from leverplus.prompts import Shot
-from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.processor import ImageTextProcessor, load_processor
+from leverplus.prompts import SHORT_ANSWER
 from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.processor import ImageTextProcessor, load_processor
 from vqa_scorer.engines.transformers import TransformersEngine
 
-TOKENIZER = ROOT / "assets" / "in-context-vlm"
-NEW_TOKENS, POOL, SHOTS, PER_QUERY = 5, 64, 2, 20
-QUESTION, ANSWER = "In Kasu, what is this colour called?", "lubu"
+VLM = ROOT / "assets" / "in-context-vlm"
+NEW_TOKENS, ITEMS = 5, 9_009
 
 
-def build_model(tokenizer: Any, device: str, dtype: torch.dtype, *, tiny: bool) -> Any:
-    """Qwen2.5-VL-3B with random weights, the small tokenizer's ids for images; it never ends an answer."""
-    text: dict[str, Any] = {
-        "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16,
-        "num_key_value_heads": 2, "max_position_embeddings": 128000, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
-        "rope_parameters": {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6},
-    }  # fmt: skip
-    vision: dict[str, Any] = {
-        "depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048, "patch_size": 14,
-        "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "in_channels": 3,
-    }  # fmt: skip
-    if tiny:
-        text |= {
-            "vocab_size": 1024,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-        }
-        text["rope_parameters"]["mrope_section"] = [2, 3, 3]
-        vision |= {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
-        vision["fullatt_block_indexes"] = [1]
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(mark)
-        for name, mark in (("image", "<|image_pad|>"), ("vision_start", "<|vision_start|>"), ("vision_end", "<|vision_end|>"))
-    }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids)
-    torch.manual_seed(0)
-    with torch.device(device):
-        torch.set_default_dtype(dtype)
-        model = Qwen2_5_VLForConditionalGeneration(config)
-        torch.set_default_dtype(torch.float32)
-    model.generation_config.eos_token_id = -7
-    return model.eval()
+@dataclass(frozen=True)
+class Bench:
+    """A model with its processor on one device, and where its images lie."""
+
+    model: Any
+    processor: Any
+    device: str
+    folder: Path
+    batch_size: int
+
+    @staticmethod
+    def build(device: str, folder: Path, batch_size: int, *, tiny: bool) -> Bench:
+        small = load_processor(VLM)
+        processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), small.tokenizer, chat_template=small.chat_template)
+        processor.tokenizer.padding_side = "left"
+        dtype = torch.float32 if device == "cpu" else torch.bfloat16
+        return Bench(build_model(processor.tokenizer, device, dtype, tiny=tiny), processor, device, folder, batch_size)
+
+    def engine(self, beams: int) -> TransformersEngine:
+        """With empty caches."""
+        engine = TransformersEngine(VLM, arguments=GenerationArguments(NEW_TOKENS, beams, 0.0), batch_size=self.batch_size)
+        engine.attach(self.model, self.processor)
+        return engine
+
+    def seconds(self, work: Callable[[], Any]) -> float:
+        self.synchronise()
+        started = time.perf_counter()
+        work()
+        self.synchronise()
+        return time.perf_counter() - started
+
+    def synchronise(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def warm_up(self, beams: int) -> None:
+        """Kernels are chosen and memory is reserved before the clock starts; the images are others."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            paths = write_images(Path(folder), POOL)
+            self.engine(beams).generate(
+                draw_workload(paths[:32], paths[32:50], own_pools=False, seed=9).prompts[: self.batch_size]
+            )
 
 
-def write_images(folder: Path, count: int) -> list[Path]:
-    """JPEG files of 480 × 640 pixels: smooth noise, which compresses as photographs do."""
-    draw = np.random.default_rng(0)
-    paths = [folder / f"{number}.jpg" for number in range(count)]
-    for path in paths:
-        coarse = Image.fromarray(draw.integers(0, 255, (30, 40, 3), dtype=np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(path, quality=90)
-    return paths
+def ours(bench: Bench, workload: Workload, what: str, beams: int) -> dict[str, Any]:
+    bench.warm_up(beams)
+    engine = bench.engine(beams)
+    spent = bench.seconds(lambda: engine.generate(workload.prompts))
+    row = {"what": what, "beams": beams, "pointers": len(workload.prompts), "images": workload.images, "seconds": round(spent, 2)}
+    return {**row, "pointers_per_s": round(len(workload.prompts) / spent, 2)}
 
 
-def draw_prompts(pool: Sequence[Path], queries: Sequence[Path], seed: int = 0) -> list[ScoringPrompt]:
-    draw = Random(seed)
-    return [
-        ScoringPrompt(tuple(Shot(path, QUESTION, ANSWER) for path in draw.sample(list(pool), SHOTS)), Shot(query, QUESTION))
-        for query in queries
-        for _ in range(PER_QUERY)
-    ]
-
-
-def synchronised(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def seconds_of(device: str, work: Callable[[], Any]) -> float:
-    synchronised(device)
-    started = time.perf_counter()
-    work()
-    synchronised(device)
-    return time.perf_counter() - started
-
-
-def stock_rate(model: Any, processor: Any, prompts: Sequence[ScoringPrompt], beams: int, template: Any, device: str) -> float:
-    """Pointers/s of transformers' own processor and `generate` on one batch, after one for warming up."""
+def stock(bench: Bench, workload: Workload, what: str, beams: int, size: int) -> dict[str, Any]:
+    """transformers' own processor and `generate` on one batch, after one for warming up."""
+    prompts = workload.prompts[:size]
+    row: dict[str, Any] = {"what": what, "beams": beams, "batch": size}
 
     def work() -> None:
-        texts = [
-            processor.apply_chat_template(
-                template.messages(prompt.demonstrations, prompt.query), add_generation_prompt=True, tokenize=False
-            )
-            for prompt in prompts
-        ]
-        images = [[Image.open(s.image).convert("RGB") for s in (*p.demonstrations, p.query)] for p in prompts]
-        inputs = processor(text=texts, images=images, return_tensors="pt", padding=True).to(device)
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-        with torch.inference_mode():
-            model.generate(
-                **inputs, max_new_tokens=NEW_TOKENS, num_beams=beams, do_sample=False, eos_token_id=None, pad_token_id=0
-            )
+        stock_texts(bench.model, bench.processor, SHORT_ANSWER, prompts, beams=beams, new_tokens=NEW_TOKENS, forced=True)
 
-    work()
-    return len(prompts) / seconds_of(device, work)
+    try:
+        work()
+        return {**row, "pointers_per_s": round(size / bench.seconds(work), 2)}
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return {**row, "pointers_per_s": None, "why": "out of memory"}
 
 
-def matrix_rate(device: str, dtype: torch.dtype) -> float:
+def matrix_rate(bench: Bench) -> float:
     """FLOP/s of a large matrix product."""
-    size = 8192 if device == "cuda" else 1024
-    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    size = 8192 if bench.device != "cpu" else 1024
+    left, right = (torch.randn(size, size, device=bench.device, dtype=bench.model.dtype) for _ in range(2))
     for _ in range(3):
         left @ right
-    return 10 * 2 * size**3 / seconds_of(device, lambda: [left @ right for _ in range(10)])
+    return 10 * 2 * size**3 / bench.seconds(lambda: [left @ right for _ in range(10)])
 
 
-def floors(model: Any, tokens: int, patches: int, images: int, pointers: int, rate: float) -> dict[str, float]:
-    """Pointers/s if nothing but the matrices' multiply-adds took time, at the rate of a large product."""
-    text = 2 * sum(p.numel() for name, p in model.model.language_model.named_parameters() if "embed" not in name) * tokens
-    vision = 2 * sum(p.numel() for p in model.model.visual.parameters()) * patches
-    each_image = vision * images / pointers
-    return {
-        "nothing kept": rate / (text + vision * (SHOTS + 1)),
-        "images kept": rate / (text + each_image),
-        "images and first demonstrations kept": rate / (text * SHOTS / (SHOTS + 1) + each_image),
-    }
+def _on_its_own_gpu(number: int, arguments: argparse.Namespace, folder: str, ready: Any, made: Any) -> None:
+    bench = Bench.build(f"cuda:{number}", Path(folder), arguments.batch_size, tiny=arguments.tiny)
+    paths = sorted(Path(folder).glob("*.jpg"), key=lambda path: int(path.stem))[: POOL + arguments.queries]
+    workload = draw_workload(paths[:POOL], paths[POOL:], own_pools=False, seed=number)
+    bench.warm_up(1)
+    engine = bench.engine(1)
+    ready.wait()
+    made.put((number, len(workload.prompts), bench.seconds(lambda: engine.generate(workload.prompts))))
 
 
-def main() -> None:
+def on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    count = torch.cuda.device_count()
+    context = processes.get_context("spawn")
+    ready, made = context.Barrier(count), context.Queue()
+    started = processes.spawn(_on_its_own_gpu, (arguments, str(folder), ready, made), nprocs=count, join=False)
+    found = [made.get(timeout=500) for _ in range(count)]
+    started.join()
+    rates = [pointers / seconds for _, pointers, seconds in found]
+    longest = max(seconds for _, _, seconds in found)
+    total = sum(pointers for _, pointers, _ in found) / longest
+    row = {"what": f"ours, a process on each of {count} GPUs", "beams": 1, "each": [round(rate, 2) for rate in rates]}
+    return {**row, "pointers_per_s": round(total, 2)}
+
+
+def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--beam-queries", type=int, default=50, help="queries of the run with 3 beams")
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--items", type=int, default=ITEMS)
+    parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--stock-batch", type=int, default=64)
+    parser.add_argument("--agreement", type=int, default=64, help="prompts whose answers are compared; 0 for none")
+    parser.add_argument("--all-gpus", action="store_true", help="only a process on each GPU")
     parser.add_argument("--out", type=Path, default=RESULTS / "scorer_gpu.json")
     parser.add_argument("--commit", help="of the sources, where git is not at hand")
-    arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    small = load_processor(TOKENIZER)
-    processor = ImageTextProcessor(Qwen2VLImageProcessorPil(), small.tokenizer, chat_template=small.chat_template)
-    processor.tokenizer.padding_side = "left"
-    model = build_model(processor.tokenizer, device, dtype, tiny=arguments.tiny)
-    rate = matrix_rate(device, dtype)
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    arguments = parsed(sys.argv[1:])
     rows: list[dict[str, Any]] = []
 
     def report(row: dict[str, Any]) -> None:
         rows.append(row)
         print(json.dumps(row), flush=True)
 
-    with tempfile.TemporaryDirectory() as folder:
-        paths = write_images(Path(folder), POOL + arguments.queries)
-        pool, queries = paths[:POOL], paths[POOL:]
-        # Kernels are chosen and memory is reserved before the clock starts; the images are others.
-        warm_up = draw_prompts(write_images(Path(tempfile.mkdtemp(dir=folder)), 8), paths[:4])
-        for beams, count in ((1, arguments.queries), (3, min(arguments.beam_queries, arguments.queries))):
-            given = GenerationArguments(NEW_TOKENS, beams, 0.0)
-            engine = TransformersEngine(
-                TOKENIZER, arguments=given, batch_size=arguments.batch_size,
-                image_cache_bytes=8 * 2**30, prefix_cache_bytes=16 * 2**30,
-            )  # fmt: skip
-            engine.attach(model, processor)
-            engine.generate(warm_up[: arguments.batch_size])
-            engine.attach(model, processor)
-            prompts = draw_prompts(pool, queries[:count])
-            spent = seconds_of(device, lambda engine=engine, prompts=prompts: engine.generate(prompts))
-            row = {"what": "ours", "beams": beams, "pointers": len(prompts), "seconds": round(spent, 2)}
-            report({**row, "pointers_per_s": round(len(prompts) / spent, 2)})
-            template = engine._template
-        encoded = engine._encode(prompts[:1])[0]
-        tokens, patches = len(encoded.token_ids), 4 * encoded.images[0].tokens
-        limits = floors(model, tokens, patches, POOL + arguments.queries, arguments.queries * PER_QUERY, rate)
-        prompts = draw_prompts(pool, queries)
-        for what, size in (("stock, one at a time", 1), ("stock, batched", arguments.stock_batch)):
-            for beams in (1, 3):
-                try:
-                    found = stock_rate(model, processor, prompts[:size], beams, template, device)
-                    report({"what": what, "beams": beams, "batch": size, "pointers_per_s": round(found, 2)})
-                except torch.OutOfMemoryError:
-                    torch.cuda.empty_cache()
-                    report({"what": what, "beams": beams, "batch": size, "pointers_per_s": None, "why": "out of memory"})
-    result = {
+    result: dict[str, Any] = {
         "command": shlex.join(["python", *sys.argv]),
         "commit": arguments.commit or commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "dtype": str(dtype),
-        "tokens": tokens,
-        "matrix_tflops": rate / 1e12,
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else None,
-        "floors_pointers_per_s": limits,
-        "rows": rows,
     }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({"floors": limits, "tokens": tokens, "matrix_tflops": rate / 1e12, "peak": result["peak_memory_gib"]}))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = write_images(folder, arguments.items + arguments.queries)
+        queries = paths[-arguments.queries :]
+        shared = draw_workload(paths[:POOL], queries, own_pools=False)
+        if arguments.all_gpus:
+            report(on_all_gpus(arguments, folder))
+        else:
+            own = draw_workload(paths[: arguments.items], queries, own_pools=True)
+            device = "cuda:0" if torch.cuda.is_available() else "cpu"
+            bench = Bench.build(device, folder, arguments.batch_size, tiny=arguments.tiny)
+            report(ours(bench, shared, "ours, one pool of 64", 1))
+            report(ours(bench, shared, "ours, one pool of 64", 3))
+            report(ours(bench, own, f"ours, own pools of {arguments.items}", 1))
+            if device != "cpu":
+                result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            for what, size in (("stock, one at a time", 1), ("stock, batched", arguments.stock_batch)):
+                for beams in (1, 3):
+                    report(stock(bench, shared, what, beams, size))
+            encoded = next(bench.engine(1)._loaded._encoded(shared.prompts[:1]))[1][0]
+            tokens, patches = len(encoded), 4 * encoded.images[0].tokens
+            rate = matrix_rate(bench)
+            result |= {"tokens": tokens, "matrix_tflops": round(rate / 1e12, 1)}
+            result["floors_pointers_per_s"] = {
+                what: floors(bench.model, load, tokens=tokens, patches=patches, rate=rate)
+                for what, load in (("one pool of 64", shared), (f"own pools of {arguments.items}", own))
+            }
+            if arguments.agreement:
+                one_a_query = shared.prompts[::PER_QUERY][: arguments.agreement]
+                result["agreement"] = agreement(bench.model, bench.processor, one_a_query, VLM, folder)
+    print(json.dumps(result))
+    arguments.out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def plain(query: Tensor, key: Tensor, value: Tensor, lengths: list[tuple[int, in
     return torch.stack(rows)
 
 
-sequences = st.lists(st.tuples(st.integers(1, 5), st.integers(0, 6)).map(lambda pair: (pair[0], sum(pair))), min_size=1, max_size=7)
+sequences = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(0, 6)).map(lambda pair: (pair[0], sum(pair))), min_size=1, max_size=7
+)
 
 
 @settings(deadline=None, max_examples=60)

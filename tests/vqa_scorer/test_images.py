@@ -11,10 +11,10 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from leverplus.errors import InvalidInput
-from vqa_scorer.engines.features import FeatureCache
+from vqa_scorer.engines.features import FeatureCache, ImageFeatures
 from vqa_scorer.engines.images import FileVersion, file_version
 from vqa_scorer.engines.pixels import PixelReader
-from vqa_scorer.engines.prefixes import ImageFeatures
+from vqa_scorer.engines.prefixes import ImageShape
 
 
 def photograph(path: Path, width: int, height: int) -> Path:
@@ -54,7 +54,7 @@ def test_images_that_no_model_takes_are_refused(tmp_path: Path) -> None:
 
 
 def features(tokens: int) -> ImageFeatures:
-    return ImageFeatures(torch.zeros(tokens, 1), tokens, 1, tokens)
+    return ImageFeatures(ImageShape(tokens, tokens, 1), torch.zeros(tokens, 1))
 
 
 def version(name: str) -> FileVersion:

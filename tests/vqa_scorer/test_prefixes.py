@@ -13,22 +13,22 @@ from leverplus.dataset.invented_words import generate
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.packed import Memory
-from vqa_scorer.engines.prefixes import ImageFeatures, Layout, Part, Prefix, PrefixCache, shared_cuts
+from vqa_scorer.engines.prefixes import ImageShape, Layout, Part, Prefix, PrefixCache, runs, shared_cuts
 from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
 
 VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 
 
-def image(identity: object, tokens: int = 1) -> ImageFeatures:
-    return ImageFeatures(torch.zeros(tokens, 3), tokens, 1, identity)
+def image(identity: str, tokens: int = 1) -> ImageShape:
+    return ImageShape(identity, tokens, 1)
 
 
-def prefix(length: int, *images: object, parent: Prefix | None = None) -> Prefix:
+def prefix(length: int, *images: ImageShape, parent: Prefix | None = None) -> Prefix:
     """Keys of its own rows are 0, 1, 2, … in two layers, values their negatives."""
     before = parent.length if parent is not None else 0
     rows = torch.arange(before, length, dtype=torch.float32)[:, None, None].expand(-1, 1, 3)
-    cache = torch.stack([rows, -rows]).expand(2, -1, -1, -1, -1).clone()
+    cache = torch.stack([rows, -rows], dim=1).expand(2, -1, -1, -1, -1).clone()
     return Prefix((np.arange(length).tobytes(), images), length, parent, cache)
 
 
@@ -52,9 +52,9 @@ def test_the_least_recently_used_prefix_goes_first() -> None:
 
 def test_prefixes_of_other_images_are_others() -> None:
     cache = PrefixCache(limit=10**6)
-    cache.put(prefix(2, "a"))
-    assert cache.get(prefix(2, "b").key) is None
-    assert cache.get(prefix(2, "a").key) is not None
+    cache.put(prefix(2, image("a")))
+    assert cache.get(prefix(2, image("b")).key) is None
+    assert cache.get(prefix(2, image("a")).key) is not None
 
 
 def test_prompts_are_cut_where_what_they_share_ends() -> None:
@@ -78,7 +78,11 @@ def test_keys_are_packed_behind_what_they_go_on_from() -> None:
     assert layout.rows == 2 + 1 + 2 + 1 + 1
     assert layout.order.tolist() == [0, 1, 2, 3, 4, 0, 1, 5, 0, 1, 2, 6]
     assert layout.lengths == [5, 3, 4]
-    assert layout.caches()[1, 0, :, 0, 0].tolist() == [0, 1, 2]
+    assert layout.places().tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 0, 0], [0, 1, 2, 6, 0]]
+    assert [list(run) for run in runs(parts, 3)] == [parts[:2], parts[2:]]
+    assert [list(run) for run in runs(parts, 1)] == [[part] for part in parts]
+    assert list(runs([], 9)) == []
+    assert layout.caches()[1, :, 0, 0, 0].tolist() == [0, 1, 2]
 
 
 def test_answers_do_not_depend_on_what_is_kept_or_stands_beside_them(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ from vqa_scorer.app import create_app
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import Advance
 from vqa_scorer.engines.echo import EchoEngine
+from vqa_scorer.engines.prefixes import EncodedPrompt
 from vqa_scorer.engines.probabilities import answer_probabilities
 from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.prefixes import EncodedPrompt
 from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
 from vqa_scorer.settings import ScorerSettings

@@ -14,10 +14,10 @@ from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, Not
 from leverplus.files import file_sha256
 from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.processor import load_processor
-from vqa_scorer.engines.prefixes import ImageFeatures
-from vqa_scorer.engines.qwen2_5_vl import Decoder, encode
 from vqa_scorer.engines.decoding import GenerationArguments, greedy_search
+from vqa_scorer.engines.prefixes import ImageShape
+from vqa_scorer.engines.processor import load_processor
+from vqa_scorer.engines.qwen2_5_vl import Decoder, encode
 from vqa_scorer.engines.transformers import TransformersEngine
 
 DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
@@ -96,7 +96,7 @@ def test_one_turn_a_shot_is_answered_as_stock_generate_does(
 def test_positions_are_those_of_get_rope_index(random_vlm: Path) -> None:
     model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_vlm)
     token = int(model.config.image_token_id)
-    images = [ImageFeatures(torch.zeros(rows * columns, 1), rows, columns, None) for rows, columns in ((2, 3), (4, 1), (1, 1))]
+    images = [ImageShape(None, rows, columns) for rows, columns in ((2, 3), (4, 1), (1, 1))]
     short = [7, 8, token, 9, token, token, 5, 6]
     found = encode(short, images, token)
     ids = [7, 8, *[token] * 6, 9, *[token] * 4, *[token], 5, 6]
@@ -124,7 +124,7 @@ def test_prompts_that_begin_otherwise_cost_the_full_price_and_answer_alike(rando
 
     def answers(shared: list[int], prompts: list[list[int]]) -> list[list[int]]:
         decoder = Decoder(model, shared=shared)
-        logits, advance = decoder.read([encode(ids, (), decoder.image_token) for ids in prompts], rows=1, steps=3)
+        logits, advance = decoder.read([encode(ids, (), decoder.image_token) for ids in prompts], {}, rows=1, steps=3)
         return greedy_search(logits, advance, stop_tokens=torch.tensor([3]), max_new_tokens=4)
 
     whole = answers([], asked)

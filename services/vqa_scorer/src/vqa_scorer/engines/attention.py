@@ -20,7 +20,7 @@ _PADDING_LIMIT = 1.25
 
 @dataclass(frozen=True)
 class Bucket:
-    """Sequences that go through one call: rows of their queries [n, q] and keys [n, k], and what is seen [n, 1, q, k], None for all.
+    """Sequences that go through one call: rows of their queries [n, q] and keys [n, k], and what is seen [n, 1, q, k] or None.
 
     Where a sequence is shorter than the longest, its last row stands again.
     """
@@ -88,8 +88,9 @@ class Spans:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:
-    """softmax(query · key / √width) · value of each sequence: query [Q, heads, width], key and value [K, key heads, width] → query's shape.
+    """softmax(query · key / √width) · value of each sequence → query's shape.
 
+    query [Q, heads, width], key and value [K, key heads, width], where heads are a multiple of the key heads.
     On a GPU in half precision it is the flash attention that torch brings, which takes packed sequences as they are.
     """
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0:

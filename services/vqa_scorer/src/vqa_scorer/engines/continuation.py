@@ -23,7 +23,7 @@ class Continuation:
     def __init__(
         self, language: Language, lengths: list[int], next_positions: list[int], *, rows: int, steps: int, like: Tensor
     ) -> None:
-        """`lengths` in tokens of the prompts; `next_positions`: where the token behind each stands; `like` has device and dtype."""
+        """`lengths` in tokens of the prompts; `next_positions` of the tokens behind them; `like` has device and dtype."""
         self._language = language
         self._rows, self._steps = rows, steps
         self._longest = max(lengths)
@@ -40,29 +40,41 @@ class Continuation:
         self._prompt = self._slot = torch.arange(len(lengths), device=device)
         self._step = 0
 
-    def keep(self, layer: int, rows: Tensor, places: Tensor) -> None:
-        """A layer's keys and values [2, K, key heads, width] of all prompts; `places` [prompts, longest] says which are a prompt's."""
-        self._cache[layer][:, :, :, : self._longest] = rows[:, places].transpose(2, 3)
+    def keep(self, layer: int, first: int, rows: Tensor, places: Tensor) -> None:
+        """A layer's keys and values [K, 2, key heads, width]; `places` [prompts, longest] says which are those of the prompts
+        from the `first` on."""
+        written = self._cache[layer][:, first : first + len(places), :, : places.shape[1]]
+        written.copy_(rows[places].permute(2, 0, 3, 1, 4))
 
     def advance(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Last hidden states [R, h] of tokens [R] behind the rows [R] of the call before; in the first call, behind prompts."""
         self._move(rows)
         step, shape = self._step, self._language.shape
         prompt, slot = self._prompt, self._slot
-        here = self._longest + slot * self._steps + step
         position = (self._next_positions[prompt] + step).expand(3, -1)
+        prompts, slots = len(self._lengths), self._rows
+        # Rows stand in the order of their prompts, so where there are as many as can be, every slot has its row.
+        whole = len(rows) == prompts * slots
+        places = slice(self._longest + step, self._longest + slots * self._steps, self._steps)
+        here = self._longest + slot * self._steps + step
         seen = self._seen(shape)
 
         def mix(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            for part, own in enumerate((key, value)):
-                self._cache[layer, part][prompt, :, here] = own
-            asked = query.new_zeros((len(self._lengths), self._rows, *query.shape[1:]))
-            asked[prompt, slot] = query
+            cache = self._cache[layer]
+            if whole:
+                for part, own in zip(cache, (key, value), strict=True):
+                    part[:, :, places] = own.unflatten(0, (prompts, slots)).transpose(1, 2)
+                asked = query.unflatten(0, (prompts, slots))
+            else:
+                for part, own in zip(cache, (key, value), strict=True):
+                    part[prompt, :, here] = own
+                asked = query.new_zeros((prompts, slots, *query.shape[1:]))
+                asked[prompt, slot] = query
             # Rows of one prompt and heads that share a key head read its keys together.
             grouped = asked.unflatten(2, (shape.key_heads, -1)).transpose(1, 2).flatten(2, 3)
-            keys, values = self._cache[layer]
-            found = scaled_dot_product_attention(grouped, keys, values, attn_mask=seen)
-            return found.unflatten(2, (self._rows, -1)).transpose(1, 2).flatten(2, 3)[prompt, slot]
+            found = scaled_dot_product_attention(grouped, cache[0], cache[1], attn_mask=seen)
+            mixed = found.unflatten(2, (slots, -1)).transpose(1, 2).flatten(2, 3)
+            return mixed.flatten(0, 1) if whole else mixed[prompt, slot]
 
         hidden = self._language.step(self._language.embed(tokens), position, mix)
         self._step += 1

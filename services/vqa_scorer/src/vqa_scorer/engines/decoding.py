@@ -13,7 +13,6 @@ Advance = Callable[[Tensor, Tensor], Tensor]
 """tokens [R] and the row [R] that each continues -> logits [R, V] behind them. Row numbers are those of the call before."""
 
 
-
 @dataclass(frozen=True)
 class GenerationArguments:
     """How an answer is decoded. `num_beams` 1 is greedy; `length_penalty` counts with more beams only."""

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from vqa_scorer.engines.images import FileVersion
-from vqa_scorer.engines.prefixes import ImageFeatures
+from vqa_scorer.engines.prefixes import ImageShape
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """An image after the vision tower: values [tokens, hidden]."""
+
+    shape: ImageShape
+    values: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.values.numel() * self.values.element_size()
 
 
 class FeatureCache:

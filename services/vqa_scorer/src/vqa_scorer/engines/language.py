@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm
 
@@ -14,9 +13,9 @@ from vqa_scorer.engines.attention import Spans, attend
 from vqa_scorer.engines.elementwise import Elementwise, fused
 
 Gather = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""layer, the rows' own keys and values [T, key heads, width] → all keys and values [K, key heads, width] that are attended to."""
+"""layer, the rows' own keys and values [T, key heads, width] → all that are attended to [K, key heads, width]"""
 Mix = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""layer, queries [R, heads, width], the rows' own keys and values [R, key heads, width] → what attention makes of them [R, heads, width]."""
+"""layer, queries [R, heads, width], the rows' own keys and values [R, key heads, width] → values mixed [R, heads, width]"""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,7 @@ class Language:
         config = model.config
         width = int(model.layers[0].self_attn.head_dim)
         heads, key_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
-        self.shape = Shape(
-            len(model.layers), int(config.hidden_size), heads, key_heads, width, int(config.intermediate_size)
-        )
+        self.shape = Shape(len(model.layers), int(config.hidden_size), heads, key_heads, width, int(config.intermediate_size))
         self._model = model
         self._elementwise = elementwise
         self._epsilon = float(config.rms_norm_eps)
@@ -67,7 +64,7 @@ class Language:
         return self._model.embed_tokens(token_ids)
 
     def read(self, hidden: Tensor, positions: Tensor, spans: Spans, gather: Gather, asked: Asked | None) -> Tensor | None:
-        """Packed rows hidden [T, h] at positions [3, T] through all layers → hidden states [A, h] of the asked rows, None for none.
+        """Packed rows hidden [T, h], which are overwritten, at positions [3, T] → hidden states [A, h] of the asked rows.
 
         `gather` is called once a layer; what it returns is packed as `spans` says. In the last layer only the asked rows have
         queries.
@@ -83,7 +80,7 @@ class Language:
         return self._run(hidden, positions, mix, asked.rows if asked is not None else None, whole=False)
 
     def step(self, hidden: Tensor, positions: Tensor, mix: Mix) -> Tensor:
-        """One more token a row: hidden [R, h] at positions [3, R] → hidden states [R, h]."""
+        """One more token a row: hidden [R, h], which are overwritten, at positions [3, R] → hidden states [R, h]."""
         found = self._run(hidden, positions, mix, None, whole=True)
         assert found is not None, "all rows are asked for"
         return found
@@ -103,9 +100,9 @@ class Language:
             mixed = mix(number, query, key, value)
             if last and asked is None:
                 return None
-            hidden = hidden + linear(mixed.flatten(1), layer.output)
+            hidden.addmm_(mixed.flatten(1), layer.output.T)
             normed = rms_norm(hidden, (shape.hidden,), layer.before_mlp, self._epsilon)
-            hidden = hidden + linear(make.gated(linear(normed, layer.gate_and_up)), layer.down)
+            hidden.addmm_(make.gated(linear(normed, layer.gate_and_up)), layer.down.T)
         return rms_norm(hidden, (shape.hidden,), self._model.norm.weight, self._epsilon)
 
 

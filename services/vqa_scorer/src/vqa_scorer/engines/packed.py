@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from leverplus.errors import GenerationFailed, InvalidInput
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments, beam_search, greedy_search
-from vqa_scorer.engines.features import FeatureCache
+from vqa_scorer.engines.features import FeatureCache, ImageFeatures
 from vqa_scorer.engines.images import FileVersion, file_version
 from vqa_scorer.engines.pixels import PixelReader, Pixels
-from vqa_scorer.engines.prefixes import EncodedPrompt, ImageFeatures
+from vqa_scorer.engines.prefixes import EncodedPrompt, Features, ImageShape
 from vqa_scorer.engines.probabilities import answer_probabilities, spellings
-from vqa_scorer.engines.qwen2_5_vl import Decoder, encode
+from vqa_scorer.engines.qwen2_5_vl import TOKENS_PER_PASS, Decoder, encode
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +34,9 @@ T = TypeVar("T")
 
 PATCHES_PER_PASS = 32_768
 """Of images that go through the vision tower together: 20 of 480 × 640 pixels."""
-TOKENS_PER_BATCH = 163_840
-"""Of prompts that are read together; more of them make a GPU's matrix products no faster."""
-_SHARE_OF_FREE_MEMORY = 0.6
-"""That a batch may take; what else lies there is fragmented, and caches of images and prefixes grow."""
+_SHARE_OF_A_PASS = 0.3
+_SHARE_OF_A_BATCH = 0.5
+"""Of the memory that is free beside full caches; what is left over is for logits and fragments."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,19 @@ class Memory:
         if device.type != "cuda":
             return Memory(256 * 2**20, 0, 512 * 2**20)
         whole = torch.cuda.get_device_properties(device).total_memory
-        return Memory(whole // 20, 8 * 2**30, whole // 8)
+        return Memory(whole // 24, 8 * 2**30, whole // 10)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A prompt's token ids with one placeholder an image, and its images in prompt order."""
+class Decoded:
+    """An image on its way to the vision tower."""
 
-    token_ids: list[int]
-    images: tuple[FileVersion, ...]
+    version: FileVersion
+    pixels: Pixels
+
+    @property
+    def shape(self) -> ImageShape:
+        return ImageShape(self.version, self.pixels.rows, self.pixels.columns)
 
 
 class PackedQwen:
@@ -92,17 +99,20 @@ class PackedQwen:
         threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image") if threads else None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prompt") if threads else None
-        self._tokens_a_batch = TOKENS_PER_BATCH
+        self._tokens_a_batch = sys.maxsize
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            room = (free - memory.images - memory.prefixes) * _SHARE_OF_FREE_MEMORY
-            self._tokens_a_batch = min(TOKENS_PER_BATCH, max(int(room) // self._decoder.bytes_a_token, 1))
+            room = max(free - memory.images - memory.prefixes, 0)
+            self._decoder.tokens_a_pass = min(
+                TOKENS_PER_PASS, max(int(room * _SHARE_OF_A_PASS) // self._decoder.bytes_a_token_read, 1)
+            )
+            self._tokens_a_batch = max(int(room * _SHARE_OF_A_BATCH) // self._decoder.bytes_a_token_kept, 1)
 
     def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
         texts: dict[int, str] = {}
-        for indices, encoded in self._encoded(prompts):
-            written = self._in_batches(encoded, self._search)
+        for indices, encoded, features in self._encoded(prompts):
+            written = self._in_batches(encoded, partial(self._search, features))
             texts |= zip(indices, self._processor.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
         return [texts[index] for index in range(len(prompts))]
 
@@ -110,86 +120,73 @@ class PackedQwen:
         """P of each answer, as `engines.probabilities` defines it; InvalidInput names an image that cannot be read."""
         replies = [[self._token_ids(spellings(answer)) for answer in own] for own in answers]
         found: dict[int, list[float]] = {}
-        for indices, encoded in self._encoded(prompts):
+        for indices, encoded, features in self._encoded(prompts):
             own = {id(prompt): replies[index] for index, prompt in zip(indices, encoded, strict=True)}
-
-            def weigh(batch: Sequence[EncodedPrompt], own: Mapping[int, list[list[list[int]]]] = own) -> list[list[float]]:
-                asked = [own[id(prompt)] for prompt in batch]
-                return answer_probabilities(self._decoder.read, batch, asked, batch_size=self._batch_size)
-
-            found |= zip(indices, self._in_batches(encoded, weigh), strict=True)
+            found |= zip(indices, self._in_batches(encoded, partial(self._weigh, features, own)), strict=True)
         return [found[index] for index in range(len(prompts))]
 
-    def _encoded(self, prompts: Sequence[ScoringPrompt]) -> Iterator[tuple[list[int], list[EncodedPrompt]]]:
-        """Indices and encoded prompts, those that begin alike side by side."""
+    def _encoded(self, prompts: Sequence[ScoringPrompt]) -> Iterator[tuple[list[int], list[EncodedPrompt], Features]]:
+        """Indices, encoded prompts and features of their images; prompts that begin alike come side by side."""
         order = sorted(range(len(prompts)), key=lambda index: _order(prompts[index]))
         chunks = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
-        prepare = self._prepare
-        for chunk, (prepared, images) in zip(
-            chunks, _one_ahead(self._ahead, lambda chunk: prepare([prompts[index] for index in chunk]), chunks), strict=True
-        ):
-            features = self._encode_images(images)
-            yield chunk, [
-                encode(one.token_ids, [features[version] for version in one.images], self._decoder.image_token)
-                for one in prepared
-            ]
+        prepared = _one_ahead(self._ahead, lambda chunk: self._prepare([prompts[index] for index in chunk]), chunks)
+        for chunk, (encoded, images) in zip(chunks, prepared, strict=True):
+            yield chunk, encoded, self._features_of(images)
 
-    def _prepare(self, prompts: Sequence[ScoringPrompt]) -> tuple[list[_Prepared], dict[FileVersion, ImageFeatures | Pixels]]:
-        """Tokens of prompts, and their images, decoded where their features are not kept. Runs in a thread of its own on a GPU."""
+    def _prepare(self, prompts: Sequence[ScoringPrompt]) -> tuple[list[EncodedPrompt], list[ImageFeatures | Decoded]]:
+        """Tokens of prompts, and their images: decoded where features are not kept. On a GPU in a thread of its own."""
         paths = [tuple(shot.image for shot in (*prompt.demonstrations, prompt.query)) for prompt in prompts]
-        versions = {path: file_version(path) for path in dict.fromkeys(path for own in paths for path in own)}
-        found: dict[FileVersion, ImageFeatures | Pixels] = {}
-        missing: dict[FileVersion, Path] = {}
-        for path, version in versions.items():
-            kept = self._features.get(version)
-            if kept is None:
-                missing[version] = path
+        images: dict[Path, ImageFeatures | Decoded] = {}
+        missing: dict[Path, FileVersion] = {}
+        for path in dict.fromkeys(path for own in paths for path in own):
+            version = file_version(path)
+            if (kept := self._features.get(version)) is None:
+                missing[path] = version
             else:
-                found[version] = kept
+                images[path] = kept
         read = self._readers.map if self._readers is not None else map
-        found |= zip(missing, read(self._pixels.read, missing.values()), strict=True)
-        prepared: list[_Prepared] = []
+        for (path, version), pixels in zip(missing.items(), read(self._pixels.read, missing), strict=True):
+            images[path] = Decoded(version, pixels)
+        encoded: list[EncodedPrompt] = []
         token_ids = self._token_ids([self._text(prompt) for prompt in prompts])
         for prompt, own, ids in zip(prompts, paths, token_ids, strict=True):
             if ids.count(self._decoder.image_token) != len(own):
                 raise InvalidInput(
                     f"a question or answer holds the image placeholder {self._placeholder}: {prompt.query.question!r}"
                 )
-            prepared.append(_Prepared(ids, tuple(versions[path] for path in own)))
-        return prepared, found
+            encoded.append(encode(ids, [images[path].shape for path in own], self._decoder.image_token))
+        return encoded, list(images.values())
 
-    def _encode_images(self, images: Mapping[FileVersion, ImageFeatures | Pixels]) -> dict[FileVersion, ImageFeatures]:
-        features: dict[FileVersion, ImageFeatures] = {}
-        waiting: list[tuple[FileVersion, Pixels]] = []
-        for version, image in images.items():
+    def _features_of(self, images: Sequence[ImageFeatures | Decoded]) -> dict[ImageShape, Tensor]:
+        """Features of images, the decoded ones through the vision tower, as many at a time as PATCHES_PER_PASS allows."""
+        found: dict[ImageShape, Tensor] = {}
+        waiting: list[Decoded] = []
+        for image in images:
             # The batch before may have had the same image.
-            known = image if isinstance(image, ImageFeatures) else self._features.get(version)
+            known = image if isinstance(image, ImageFeatures) else self._features.get(image.version)
             if known is not None:
-                features[version] = known
-            elif isinstance(image, Pixels):
-                waiting.append((version, image))
-        passed: list[tuple[FileVersion, Pixels]] = []
-        patches = [self._pixels.patch_count(image) for _, image in waiting]
-        for number, (version, image) in enumerate(waiting):
-            passed.append((version, image))
-            full = sum(patches[number + 1 - len(passed) : number + 2]) > PATCHES_PER_PASS
-            if full or number == len(waiting) - 1:
-                values = self._decoder.encode_images(
-                    [self._pixels.patches(one) for _, one in passed], [(one.rows, one.columns) for _, one in passed]
-                )
-                for (made, one), value in zip(passed, values, strict=True):
-                    features[made] = ImageFeatures(value, one.rows, one.columns, made)
-                    self._features.put(made, features[made])
-                passed = []
-        return features
+                found[image.shape] = known.values
+            elif isinstance(image, Decoded):
+                waiting.append(image)
+        while waiting:
+            count, patches = 1, self._pixels.patch_count(waiting[0].pixels)
+            while count < len(waiting) and patches <= PATCHES_PER_PASS:
+                patches += self._pixels.patch_count(waiting[count].pixels)
+                count += patches <= PATCHES_PER_PASS
+            passed, waiting = waiting[:count], waiting[count:]
+            values = self._decoder.encode_images(
+                [self._pixels.patches(image.pixels) for image in passed], [image.shape for image in passed]
+            )
+            for image, value in zip(passed, values, strict=True):
+                found[image.shape] = value
+                self._features.put(image.version, ImageFeatures(image.shape, value))
+        return found
 
-    def _in_batches(
-        self, prompts: Sequence[EncodedPrompt], work: Callable[[Sequence[EncodedPrompt]], list[R]]
-    ) -> list[R]:
+    def _in_batches(self, prompts: Sequence[EncodedPrompt], work: Callable[[Sequence[EncodedPrompt]], list[R]]) -> list[R]:
         """`work` on runs of prompts of at most `_tokens_a_batch` tokens, which is halved when the device's memory does not do."""
         made: list[R] = []
         while len(made) < len(prompts):
-            batch = _up_to(prompts[len(made) :], self._tokens_a_batch)
+            batch = even_run(prompts[len(made) :], self._tokens_a_batch)
             answers = self._unless_out_of_memory(work, batch)
             if answers is None:
                 self._use_less_memory(batch)
@@ -208,7 +205,8 @@ class PackedQwen:
         tokens = sum(map(len, batch))
         if len(batch) == 1 and not len(self._decoder.kept):
             raise GenerationFailed(
-                prompts=1, reason=f"a prompt of {tokens} tokens does not fit the device's memory; take a smaller model or image size"
+                prompts=1,
+                reason=f"a prompt of {tokens} tokens does not fit the device's memory; take a smaller model or image size",
             )
         if len(batch) > 1:
             self._tokens_a_batch = max(tokens // 2, 1)
@@ -218,10 +216,16 @@ class PackedQwen:
         torch.cuda.empty_cache()
         logger.warning("out of memory with %d tokens; batches of %d from now on", tokens, self._tokens_a_batch)
 
+    def _weigh(
+        self, features: Features, replies: Mapping[int, list[list[list[int]]]], batch: Sequence[EncodedPrompt]
+    ) -> list[list[float]]:
+        asked = [replies[id(prompt)] for prompt in batch]
+        return answer_probabilities(partial(self._decoder.read, features=features), batch, asked, batch_size=self._batch_size)
+
     @torch.inference_mode()
-    def _search(self, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
+    def _search(self, features: Features, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
         wanted = self._arguments
-        logits, advance = self._decoder.read(batch, rows=wanted.num_beams, steps=wanted.max_new_tokens - 1)
+        logits, advance = self._decoder.read(batch, features, rows=wanted.num_beams, steps=wanted.max_new_tokens - 1)
         limits: dict[str, Any] = {"stop_tokens": self._stop_tokens, "max_new_tokens": wanted.max_new_tokens}
         if wanted.num_beams == 1:
             return greedy_search(logits, advance, **limits)
@@ -240,18 +244,20 @@ def _order(prompt: ScoringPrompt) -> tuple[Any, ...]:
     return len(shots), shots
 
 
-def _up_to(prompts: Sequence[EncodedPrompt], tokens: int) -> Sequence[EncodedPrompt]:
-    """The first of `prompts` that together have at most so many tokens, one at least."""
-    total = 0
+def even_run(prompts: Sequence[EncodedPrompt], tokens: int) -> Sequence[EncodedPrompt]:
+    """The first of as many runs, all about as long, as it takes for each to have at most so many tokens, or one prompt."""
+    total = sum(map(len, prompts))
+    share = total / math.ceil(total / tokens)
+    taken = 0
     for count, prompt in enumerate(prompts):
-        total += len(prompt)
-        if total > tokens and count:
+        taken += len(prompt)
+        if count and (taken > tokens or taken > share + len(prompt) / 2):
             return prompts[:count]
     return prompts
 
 
 def _one_ahead(executor: ThreadPoolExecutor | None, work: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
-    """`work` on each item, on the next one already while the caller uses what came of the last; without an executor, as it is asked."""
+    """`work` on each item; with an executor on the next one already while the caller uses what came of the last."""
     if executor is None:
         yield from map(work, items)
         return

@@ -1,5 +1,5 @@
-"""From image files to the patches that Qwen2.5-VL's vision tower takes: what transformers' image processor gives, with the decoding
-and resizing on threads and the rest on the model's device."""
+"""From image files to the patches that Qwen2.5-VL's vision tower takes: what transformers' image processor gives, but decoded and
+resized on threads, and the rest of it on the model's device."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ class Pixels:
 
 
 class PixelReader:
-    """Reads images as the settings of a loaded Qwen2-VL image processor say, for a model on `device`. `read` is safe for several threads."""
+    """Reads images as the settings of a loaded Qwen2-VL image processor say, for a model on `device`.
+
+    `read` may be called from several threads.
+    """
 
     def __init__(self, processor: Any, device: torch.device) -> None:
         self._device = device

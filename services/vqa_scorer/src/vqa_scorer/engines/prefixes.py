@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,36 +12,35 @@ import torch
 from torch import Tensor
 
 Ids = npt.NDArray[np.int64]
-Key = tuple[bytes, tuple[Any, ...]]
+Key = tuple[bytes, tuple["ImageShape", ...]]
 """Token ids, and which images stand at their placeholders."""
 
 
 @dataclass(frozen=True)
-class ImageFeatures:
-    """One image after the vision tower: values [tokens, hidden]; the rows and columns of its tokens; what tells it from others."""
+class ImageShape:
+    """What tells an image from others, and the rows and columns of its tokens."""
 
-    values: Tensor
+    identity: Hashable
     rows: int
     columns: int
-    identity: Any
 
     @property
     def tokens(self) -> int:
         """Places in the prompt."""
         return self.rows * self.columns
 
-    @property
-    def bytes(self) -> int:
-        return self.values.numel() * self.values.element_size()
+
+Features = Mapping[ImageShape, Tensor]
+"""Images after the vision tower: values [tokens, hidden] of each."""
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Token ids [L] with one placeholder a visual token, their positions [3, L], and the images with the places where they begin."""
+    """Token ids [L] with one placeholder a visual token, their positions [3, L], the images and where each begins."""
 
     token_ids: Ids
     positions: Ids
-    images: tuple[ImageFeatures, ...]
+    images: tuple[ImageShape, ...]
     image_starts: tuple[int, ...]
 
     def __len__(self) -> int:
@@ -51,12 +49,12 @@ class EncodedPrompt:
     def key(self, length: int) -> Key:
         """Of what stands before `length`, where an image may begin but none is cut."""
         inside = sum(start < length for start in self.image_starts)
-        return self.token_ids[:length].tobytes(), tuple(image.identity for image in self.images[:inside])
+        return self.token_ids[:length].tobytes(), self.images[:inside]
 
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """The first `length` tokens of prompts. `cache` [layers, 2, own, key heads, width] holds the keys and values of those behind
+    """The first `length` tokens of prompts. `cache` [layers, own, 2, key heads, width] holds the keys and values of those behind
     `parent`; the parent's are not repeated."""
 
     key: Key
@@ -66,7 +64,7 @@ class Prefix:
 
     @property
     def own(self) -> int:
-        return self.cache.shape[2]
+        return self.cache.shape[1]
 
     @property
     def bytes(self) -> int:
@@ -127,6 +125,18 @@ class PrefixCache:
         self._held = 0
 
 
+def runs(parts: Sequence[Part], tokens: int) -> Iterator[Sequence[Part]]:
+    """`parts` in order, cut into runs of at most so many tokens; one that has more is a run of its own."""
+    start = total = 0
+    for index, part in enumerate(parts):
+        if index > start and total + part.length > tokens:
+            yield parts[start:index]
+            start, total = index, 0
+        total += part.length
+    if parts:
+        yield parts[start:]
+
+
 def shared_cuts(prompts: Sequence[EncodedPrompt]) -> list[list[int]]:
     """Where each prompt is cut so that what several begin with is read once: before its second image always, for the first
     demonstration serves later batches too, and before each further image up to which another prompt of these is the same."""
@@ -169,9 +179,18 @@ class Layout:
             rows += part.length
         return Layout(prefixes, rows, np.concatenate(pieces), [part.stop for part in parts])
 
+    def places(self) -> Ids:
+        """[parts, longest]: where each key of a part lies, 0 behind its end"""
+        found = np.zeros((len(self.lengths), max(self.lengths)), dtype=np.int64)
+        begin = 0
+        for row, length in enumerate(self.lengths):
+            found[row, :length] = self.order[begin : begin + length]
+            begin += length
+        return found
+
     def caches(self) -> Tensor:
-        """[layers, 2, rows, key heads, width] of the prefixes"""
-        return torch.cat([prefix.cache for prefix in self.prefixes], dim=2)
+        """[layers, rows, 2, key heads, width] of the prefixes"""
+        return torch.cat([prefix.cache for prefix in self.prefixes], dim=1)
 
 
 def _distinct(parts: Sequence[Part]) -> Iterator[Prefix]:
