@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput
+from leverplus.errors import GenerationFailed, InvalidCheckpoint, InvalidConfig, InvalidInput
 from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
@@ -107,8 +107,9 @@ def test_probabilities_are_those_of_the_models_logits(family: str, stock_vlm: St
 
 def test_the_family_decides_the_path(stock_vlm: StockVlm, random_vlm: Path) -> None:
     fast, stock = loaded(random_vlm), loaded(stock_vlm("llava"))
-    assert isinstance(fast._model, PackedQwen)  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(stock._model, StockModel)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(fast._packed, PackedQwen)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(stock._stock, StockModel)  # pyright: ignore[reportPrivateUsage]
+    assert (fast._stock, stock._packed) == (None, None)  # pyright: ignore[reportPrivateUsage]
     assert stock.has_probabilities
 
 
@@ -166,8 +167,8 @@ def test_a_first_token_is_written_once(stock_vlm: StockVlm, prompts: list[Scorin
     made = [loaded(tmp_path / name) for name in ("tokenizer", "template")]
     ids: list[list[int]] = []
     for engine in made:
-        stock = engine._model  # pyright: ignore[reportPrivateUsage]
-        assert isinstance(stock, StockModel)
+        stock = engine._stock  # pyright: ignore[reportPrivateUsage]
+        assert stock is not None
         text = stock._text(prompts[1])  # pyright: ignore[reportPrivateUsage]
         ids.append(stock._inputs([text], prompts[1:2])["input_ids"][0].tolist())  # pyright: ignore[reportPrivateUsage]
     assert ids[0] == ids[1]
@@ -220,8 +221,8 @@ def test_a_batch_that_is_too_large_for_the_memory_is_cut(
 ) -> None:
     engine = loaded(stock_vlm("llava"))
     whole = engine.generate(prompts)
-    stock = engine._model  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(stock, StockModel)
+    stock = engine._stock  # pyright: ignore[reportPrivateUsage]
+    assert stock is not None
     real = stock._model.generate  # pyright: ignore[reportPrivateUsage]
     sizes: list[int] = []
     room = [1]
@@ -236,7 +237,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_cut(
     assert engine.generate(prompts) == whole
     assert sizes == [4, 2, 1, 1, 1, 1]
     room[0] = 0
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(GenerationFailed, match="does not fit the device's memory"):
         engine.generate(prompts)
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from leverplus.errors import InvalidConfig
+from leverplus.errors import GenerationFailed, InvalidConfig
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
@@ -79,9 +79,10 @@ class StockModel:
             chosen = by_length[: self._batch_size]
             try:
                 written = self._write([texts[index] for index in chosen], [prompts[index] for index in chosen])
-            except torch.OutOfMemoryError:
+            except torch.OutOfMemoryError as exc:
                 if len(chosen) == 1:
-                    raise
+                    reason = "a prompt does not fit the device's memory; take a smaller model or image size"
+                    raise GenerationFailed(prompts=1, reason=reason) from exc
                 self._batch_size = len(chosen) // 2
                 logger.warning("%d prompts are too many for the device's memory; from now on %d", len(chosen), self._batch_size)
                 continue

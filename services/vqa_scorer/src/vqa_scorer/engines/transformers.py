@@ -55,7 +55,8 @@ class TransformersEngine:
         self._memory = memory
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
-        self._model: PackedQwen | StockModel | None = None
+        self._packed: PackedQwen | None = None
+        self._stock: StockModel | None = None
 
     def load(self) -> None:
         """Reads configuration, weights, adapter and processor; raises what `open_model` and `StockModel` raise."""
@@ -67,7 +68,7 @@ class TransformersEngine:
             described = {**described, "processor": IMAGE_PROCESSOR}
         else:
             self._processor = opened.processor
-            self._model = StockModel(
+            self._stock = StockModel(
                 opened.model,
                 opened.processor,
                 template=self._template,
@@ -85,7 +86,7 @@ class TransformersEngine:
     def attach(self, model: Any, processor: Any) -> None:
         """Generates with a Qwen2.5-VL in eval mode that is on its device; `load` does so with the directory's."""
         self._processor = processor
-        self._model = PackedQwen(
+        self._packed = PackedQwen(
             model,
             processor,
             template=self._template,
@@ -117,8 +118,9 @@ class TransformersEngine:
 
     @property
     def _loaded(self) -> PackedQwen | StockModel:
-        assert self._model is not None, "load() comes first"
-        return self._model
+        loaded = self._packed if self._packed is not None else self._stock
+        assert loaded is not None, "load() comes first"
+        return loaded
 
     def _end_of_answer(self, model: Any) -> list[int]:
         """What ends an answer. Nothing else of a directory's generation settings counts: it may ask for sampling or a
