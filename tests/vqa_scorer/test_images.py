@@ -32,7 +32,17 @@ def test_patches_are_those_of_transformers(tmp_path: Path, width: int, height: i
     expected = stock(images=[Image.open(path)], return_tensors="pt")
     assert [1, pixels.rows * 2, pixels.columns * 2] == expected["image_grid_thw"][0].tolist()
     assert reader.patch_count(pixels) == len(expected["pixel_values"])
-    assert torch.allclose(reader.patches(pixels), expected["pixel_values"], atol=1e-5)
+    assert torch.allclose(reader.patches([pixels]), expected["pixel_values"], atol=1e-5)
+
+
+def test_images_of_several_sizes_go_in_order(tmp_path: Path) -> None:
+    stock = Qwen2VLImageProcessorPil()
+    paths = [
+        photograph(tmp_path / f"{number}.png", *size) for number, size in enumerate([(64, 64), (64, 70), (90, 60), (64, 64)])
+    ]
+    reader = PixelReader(stock, torch.device("cpu"))
+    expected = stock(images=[Image.open(path) for path in paths], return_tensors="pt")["pixel_values"]
+    assert torch.allclose(reader.patches([reader.read(path) for path in paths]), expected, atol=1e-5)
 
 
 def test_settings_of_the_processor_count(tmp_path: Path) -> None:
@@ -40,7 +50,7 @@ def test_settings_of_the_processor_count(tmp_path: Path) -> None:
     path = photograph(tmp_path / "photograph.png", 56, 28)
     reader = PixelReader(plain, torch.device("cpu"))
     expected = plain(images=[Image.open(path)], return_tensors="pt")["pixel_values"]
-    assert torch.equal(reader.patches(reader.read(path)), expected)
+    assert torch.equal(reader.patches([reader.read(path)]), expected)
     with pytest.raises(InvalidInput, match="57 × 28 pixels, the model takes multiples of 28"):
         reader.read(photograph(tmp_path / "odd.png", 57, 28))
 

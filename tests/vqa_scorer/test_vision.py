@@ -8,7 +8,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from vqa_scorer.engines.elementwise import Elementwise
-from vqa_scorer.engines.vision import KnownBounds, hastened
+from vqa_scorer.engines.prefixes import ImageShape
+from vqa_scorer.engines.vision import VisionTower
 
 
 def tower() -> Any:
@@ -24,24 +25,16 @@ def tower() -> Any:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).model.visual.eval()
 
 
-def test_windows_are_worked_out_once_a_pass_and_empty_ones_left_out() -> None:
-    known = KnownBounds()
-    bounds, whole = torch.tensor([0, 4, 8, 10, 14, 14]), torch.tensor([0, 14])
-    spans = known.spans(bounds)
-    assert spans.query_bounds.tolist() == [0, 4, 8, 10, 14]
-    assert known.spans(whole) is known.spans(whole)
-    assert known.spans(bounds) is spans
-    assert known.spans(torch.tensor([0, 3])).longest_key == 3
-
-
 @torch.inference_mode()
 def test_a_pass_of_images_of_several_sizes_equals_transformers_own() -> None:
     stock = tower()
-    ours = hastened(stock, Elementwise())
+    ours = VisionTower(stock, Elementwise())
     # 10 × 14 patches do not fill their windows of 4 × 4, so there are four lengths of them.
     grids = torch.tensor([[1, 10, 14], [1, 4, 4], [1, 8, 6]])
+    shapes = [ImageShape(number, rows // 2, columns // 2) for number, (_, rows, columns) in enumerate(grids.tolist())]
     patches = torch.randn(int(grids.prod(dim=1).sum()), 3 * 2 * 14 * 14)
-    together = ours(patches, grid_thw=grids).pooler_output
-    assert torch.allclose(together, stock(patches, grid_thw=grids).pooler_output, atol=1e-5)
-    one = ours(patches[:140], grid_thw=grids[:1]).pooler_output
-    assert torch.allclose(together[: len(one)], one, atol=1e-5)
+    together = ours.features(patches, shapes)
+    assert [len(part) for part in together] == [35, 4, 12]
+    expected = stock(patches, grid_thw=grids).pooler_output
+    assert torch.allclose(torch.cat(together), expected, atol=1e-5)
+    assert torch.allclose(together[0], ours.features(patches[:140], shapes[:1])[0], atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +44,12 @@ class Spans:
     @cached_property
     def query_bounds(self) -> Tensor:
         """[S + 1], int32: sequence s has the queries from bounds[s] up to bounds[s + 1]."""
-        return torch.from_numpy(_bounds(self._query_lengths).astype(np.int32)).to(self._device)
+        return upload(_bounds(self._query_lengths).astype(np.int32), self._device)
 
     @cached_property
     def key_bounds(self) -> Tensor:
         """[S + 1], int32"""
-        return torch.from_numpy(_bounds(self._key_lengths).astype(np.int32)).to(self._device)
+        return upload(_bounds(self._key_lengths).astype(np.int32), self._device)
 
     @cached_property
     def buckets(self) -> list[Bucket]:
@@ -85,6 +86,12 @@ class Spans:
         )
         queries, keys = (torch.from_numpy(values).to(self._device) for values in rows)
         return Bucket(queries, keys, None if seen.all() else torch.from_numpy(seen[:, None].copy()).to(self._device))
+
+
+def upload(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """To a GPU from pinned memory: the copy waits its turn there, and this thread goes on."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, spans: Spans) -> Tensor:

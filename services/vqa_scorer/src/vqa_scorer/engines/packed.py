@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 R = TypeVar("R")
 T = TypeVar("T")
 
-PATCHES_PER_PASS = 32_768
-"""Of images that go through the vision tower together: 20 of 480 × 640 pixels."""
+PATCHES_PER_PASS = 65_536
+"""Of images that go through the vision tower together: 41 of 480 × 640 pixels."""
 _SHARE_OF_A_PASS = 0.3
 _SHARE_OF_A_BATCH = 0.5
 """Of the memory that is free beside full caches; what is left over is for logits and fragments."""
@@ -102,6 +102,8 @@ class PackedQwen:
         self._tokens_a_batch = sys.maxsize
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
+            # What torch holds without using it is free too.
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             room = max(free - memory.images - memory.prefixes, 0)
             self._decoder.tokens_a_pass = min(
                 TOKENS_PER_PASS, max(int(room * _SHARE_OF_A_PASS) // self._decoder.bytes_a_token_read, 1)
@@ -175,7 +177,7 @@ class PackedQwen:
                 count += patches <= PATCHES_PER_PASS
             passed, waiting = waiting[:count], waiting[count:]
             values = self._decoder.encode_images(
-                [self._pixels.patches(image.pixels) for image in passed], [image.shape for image in passed]
+                self._pixels.patches([image.pixels for image in passed]), [image.shape for image in passed]
             )
             for image, value in zip(passed, values, strict=True):
                 found[image.shape] = value

@@ -3,7 +3,9 @@ resized on threads, and the rest of it on the model's device."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from leverplus.errors import InvalidInput
+from vqa_scorer.engines.attention import upload
 from vqa_scorer.engines.images import read_image
 
 IMAGE_PROCESSOR = "Qwen2VLImageProcessorPil"
@@ -68,14 +71,17 @@ class PixelReader:
     def patch_count(self, pixels: Pixels) -> int:
         return pixels.rows * pixels.columns * self._merge**2
 
-    def patches(self, pixels: Pixels) -> Tensor:
-        """[patches, 3 · frames · height · width], float32: a picture's frames are all the same."""
-        values = torch.from_numpy(pixels.values)
-        if self._device.type == "cuda":
-            values = values.pin_memory().to(self._device, non_blocking=True)
+    def patches(self, images: Sequence[Pixels]) -> Tensor:
+        """[Σ patches, 3 · frames · height · width] of images in order, float32; a picture's frames are all the same."""
+        # Neighbours of one size go together: a photographer's pictures mostly have one.
+        runs = [list(run) for _, run in groupby(images, key=lambda image: image.values.shape)]
+        return torch.cat([self._patches_of_one_size(run) for run in runs])
+
+    def _patches_of_one_size(self, images: Sequence[Pixels]) -> Tensor:
+        rows, columns = images[0].rows, images[0].columns
+        values = upload(np.stack([image.values for image in images]), self._device)
         scaled = (values.float() * self._factor - self._mean) / self._deviation
-        grid = scaled.permute(2, 0, 1).unflatten(2, (pixels.columns, self._merge, self._patch))
-        grid = grid.unflatten(1, (pixels.rows, self._merge, self._patch))
-        # [3, rows, merge, patch, columns, merge, patch] → a merged token's patches one behind the other, channels before pixels
-        ordered = grid.permute(1, 4, 2, 5, 0, 3, 6)[:, :, :, :, :, None]
-        return ordered.expand(-1, -1, -1, -1, -1, self._frames, -1, -1).flatten(4).flatten(0, 3)
+        grid = scaled.unflatten(2, (columns, self._merge, self._patch)).unflatten(1, (rows, self._merge, self._patch))
+        # [images, rows, merge, patch, columns, merge, patch, 3] → a merged token's patches one behind the other, channels first
+        ordered = grid.permute(0, 1, 4, 2, 5, 7, 3, 6)[:, :, :, :, :, :, None]
+        return ordered.expand(-1, -1, -1, -1, -1, -1, self._frames, -1, -1).flatten(5).flatten(0, 4)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqa_scorer.engines.attention import Spans
+from vqa_scorer.engines.attention import Spans, upload
 from vqa_scorer.engines.continuation import Continuation
 from vqa_scorer.engines.decoding import Advance
 from vqa_scorer.engines.elementwise import elementwise
@@ -34,7 +34,7 @@ from vqa_scorer.engines.prefixes import (
     runs,
     shared_cuts,
 )
-from vqa_scorer.engines.vision import hastened
+from vqa_scorer.engines.vision import VisionTower
 
 TOKENS_PER_PASS = 65_536
 """That are read together: more make a GPU's matrix products no faster, and its kernels count no further than 2³¹ values."""
@@ -85,7 +85,7 @@ class Decoder:
         self.dtype: torch.dtype = model.dtype
         self.image_token = int(model.config.image_token_id)
         made = elementwise(self.device, self.dtype)
-        self._visual = hastened(model.model.visual, made)
+        self._visual = VisionTower(model.model.visual, made)
         self._language = Language(model.model.language_model, made)
         self._head = model.lm_head
         self.kept = PrefixCache(prefix_bytes)
@@ -111,13 +111,9 @@ class Decoder:
         return 2 * 2 * shape.layers * shape.key_heads * shape.width * self._nothing.cache.element_size()
 
     @torch.inference_mode()
-    def encode_images(self, patches: Sequence[Tensor], shapes: Sequence[ImageShape]) -> list[Tensor]:
-        """Features [tokens, hidden] of images from their patches, in one pass."""
-        merge = int(self._visual.spatial_merge_size)
-        grids = torch.tensor([[1, shape.rows * merge, shape.columns * merge] for shape in shapes], device=self.device)
-        values = self._visual(torch.cat(list(patches)).to(self.dtype), grid_thw=grids).pooler_output
-        # A part that is kept must not keep the whole pass.
-        return [part.clone() for part in values.split([shape.tokens for shape in shapes])]
+    def encode_images(self, patches: Tensor, shapes: Sequence[ImageShape]) -> list[Tensor]:
+        """Features [tokens, hidden] of images from the patches [Σ patches, …] of all of them, in one pass."""
+        return self._visual.features(patches, shapes)
 
     @torch.inference_mode()
     def read(self, prompts: Sequence[EncodedPrompt], features: Features, *, rows: int, steps: int) -> tuple[Tensor, Advance]:
@@ -131,7 +127,7 @@ class Decoder:
         first = 0
         for run in runs(parts, self.tokens_a_pass):
             layout = Layout.of(run)
-            keep = partial(self._keep, going_on, first, self._upload(layout.places()))
+            keep = partial(self._keep, going_on, first, upload(layout.places(), self.device))
             found = self._read(run, layout, features, keep, ask=True)
             assert found is not None, "it was asked for"
             hidden.append(found)
@@ -198,8 +194,8 @@ class Decoder:
         asked = None
         if ask:
             one_each = Spans([1] * len(parts), layout.lengths, self.device, causal=True)
-            asked = Asked(self._upload(np.cumsum(lengths) - 1), one_each)
-        caches, order = layout.caches(), self._upload(layout.order)
+            asked = Asked(upload(np.cumsum(lengths) - 1, self.device), one_each)
+        caches, order = layout.caches(), upload(layout.order, self.device)
         before = caches.shape[1]
 
         def gather(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,7 +215,7 @@ class Decoder:
         """Packed token ids [T] and positions [3, T]"""
         ids = [part.prompt.token_ids[part.parent.length : part.stop] for part in parts]
         positions = [part.prompt.positions[:, part.parent.length : part.stop] for part in parts]
-        return self._upload(np.concatenate(ids)), self._upload(np.concatenate(positions, axis=1))
+        return upload(np.concatenate(ids), self.device), upload(np.concatenate(positions, axis=1), self.device)
 
     def _place_images(self, hidden: Tensor, parts: Sequence[Part], features: Features) -> None:
         """Writes the features of images over the embeddings [T, h] of their placeholders."""
@@ -234,9 +230,4 @@ class Decoder:
                     values.append(features[image].to(self.device, non_blocking=True))
             begin += part.length
         if rows:
-            hidden[self._upload(np.concatenate(rows))] = torch.cat(values).to(hidden.dtype)
-
-    def _upload(self, values: Ids) -> Tensor:
-        """On a GPU from pinned memory: the copy waits its turn there, and this thread goes on."""
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+            hidden[upload(np.concatenate(rows), self.device)] = torch.cat(values).to(hidden.dtype)
