@@ -18,8 +18,9 @@ import redis
 
 from leverplus.errors import Conflict, InvalidConfig, Unavailable
 from leverplus.files import remove_left_over
-from leverplus.launcher import EmbeddedValkey, OwnerLock, Ports, Stack, StackConfig
+from leverplus.launcher import EmbeddedValkey, OwnerLock, Ports, Stack, StackConfig, scorer_devices
 from leverplus.launcher.child import Child, ProcessEnded
+from leverplus.launcher.gpus import visible_gpus
 from leverplus.launcher.process_table import command_line, group_members
 from leverplus.launcher.processes import stop_orphans
 from leverplus.launcher.valkey import require_broker, server_program, stop_orphan, without_password
@@ -197,6 +198,76 @@ def test_equal_ports_and_a_foreign_host_name_their_options() -> None:
         Ports(8001, 8001, 8003)
     with pytest.raises(InvalidConfig, match=r"--host: 192\.0\.2\.1 is no address of this machine"):
         Ports.free().require_free("192.0.2.1")
+
+
+def test_further_scorers_listen_above_the_three_ports(tmp_path: Path) -> None:
+    ports = Ports(8001, 8002, 8003).for_scorers(3)
+    assert ports.scorers == (8001, 8004, 8005)
+    assert Ports().for_scorers(1) == Ports()
+    assert len({*Ports.free(scorers=3).named().values()}) == 5
+    with pytest.raises(InvalidConfig, match="65536 is no port for scorer 2"):
+        Ports(8001, 8002, 65535).for_scorers(2)
+    with pytest.raises(InvalidConfig, match=r"--selector-port: 8001 is the scorer's port too"):
+        Ports(8001, 8002, 8001)
+    environment = StackConfig(data=tmp_path, vlm=None, ports=ports, devices=("cpu",) * 3).environment("redis://broker")
+    wanted = "http://127.0.0.1:8001,http://127.0.0.1:8004,http://127.0.0.1:8005"
+    assert (environment["LEVERPLUS_SCORER_URL"], environment["LEVERPLUS_SCORER_PORT"]) == (wanted, "8001")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        free = replace(Ports.free(), further_scorers=(taken.getsockname()[1],))
+        with pytest.raises(Conflict, match=r"by the scorer 2 .*--scorer-port, --trainer-port and --selector-port"):
+            free.require_free("127.0.0.1")
+
+
+def test_gpus_are_those_that_a_process_would_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lister = tmp_path / "nvidia-smi"
+    lister.write_text(
+        '#!/bin/sh\n[ "$1" = -L ] || exit 1\n'
+        "printf 'GPU 0: Some GPU (UUID: GPU-a)\\n  MIG 1g.10gb Device 0: (UUID: MIG-b)\\nGPU 1: Some GPU (UUID: GPU-c)\\n'\n"
+    )
+    lister.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == 2
+    for chosen, count in (("", 0), ("-1", 0), ("3", 1), ("GPU-a,GPU-c", 2), ("0,-1,1", 1), ("0,1,2,3", 4)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+        assert visible_gpus() == count
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    lister.unlink()
+    assert visible_gpus() == 0
+
+
+def test_each_scorer_gets_a_gpu_or_all_get_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert scorer_devices("auto", 1) == ("auto",)
+    assert scorer_devices("cuda:2", 1) == scorer_devices("cuda:2", None) == ("cuda:2",)
+    assert scorer_devices("auto", 2) == scorer_devices("cuda", 2) == ("cuda:0", "cuda:1")
+    assert scorer_devices("auto", None) == ("cuda:0", "cuda:1", "cuda:2")
+    assert scorer_devices("cpu", 4) == ("cpu",) * 4
+    assert scorer_devices("cpu", None) == ("cpu",)
+    with pytest.raises(InvalidConfig, match=r"--scorers: 4 scorers need a GPU each, and 3 GPUs are visible; .*--device cpu"):
+        scorer_devices("auto", 4)
+    with pytest.raises(InvalidConfig, match="2 scorers cannot all have cuda:1"):
+        scorer_devices("cuda:1", 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert scorer_devices("auto", 2) == ("auto", "auto")
+    assert scorer_devices("auto", None) == ("auto",)
+
+
+def test_scorers_are_a_number_or_auto() -> None:
+    from leverplus.cli.options import scorer_count
+
+    assert (scorer_count("3"), scorer_count("auto")) == (3, None)
+    for given in ("0", "-1", "all", ""):
+        with pytest.raises(InvalidConfig, match=r"--scorers: .* is neither 'auto' nor a number"):
+            scorer_count(given)
+
+
+def test_a_folder_without_an_adapter_is_named_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidConfig, match=r"--lora: .*adapter_config\.json"):
+        Stack.start(StackConfig(data=tmp_path / "data", vlm=tmp_path, lora=tmp_path, ports=Ports.free()))
 
 
 def test_a_foreign_program_on_a_port_is_named(tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ class Run:
             config=config,
             data_root=self.data,
             run_folder=folder,
-            scorer_url=self.scorer_url,
+            scorer_urls=(self.scorer_url,),
             threads=1,
             progress=lambda phase, step, total, extra: self.reports.append((phase, step, total, dict(extra))),
             should_stop=lambda: self.stop_after is not None and len(self.reports) >= self.stop_after,

@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 
 from leverplus import rl_data
 from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkpoint
-from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
@@ -28,6 +27,7 @@ from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.jobs.generate import generate
 from pointer_trainer.jobs.train import pool_policy, train_selector
+from pointer_trainer.replicas import Replicas
 from pointer_trainer.requests import EvaluateRequest, GenerateRequest
 from pointer_trainer.rl_files import take_in
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Traffic
@@ -155,8 +155,8 @@ def test_results_come_in_order_with_few_requests_in_flight(scorer: Any) -> None:
             taken.append(query.query_id)
             yield query
 
-    with ScorerClient(scorer.url) as client:
-        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+    with Replicas([scorer.url]) as replicas:
+        stream = ScoredQueries(replicas, "toy", flavour="official", check=lambda: None, traffic=traffic)
         batches = stream.score(queries())
         first = next(batches)
         # Two requests of two queries each, and the query that did not fit.
@@ -171,10 +171,10 @@ def test_results_come_in_order_with_few_requests_in_flight(scorer: Any) -> None:
 def test_a_query_with_more_pointers_than_a_request_or_the_queue_holds_is_cut(scorer: Any, largest: int) -> None:
     pointers = tuple((ItemId(one), ItemId(two)) for one in range(11) for two in range(11) if one != two)
     queries = [AskedQuery(11, pointers), AskedQuery(12, ((),))]
-    with ScorerClient(scorer.url) as client:
+    with Replicas([scorer.url]) as replicas:
         # The queue of this scorer holds 64.
         traffic = Traffic(largest, 1)
-        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+        stream = ScoredQueries(replicas, "toy", flavour="official", check=lambda: None, traffic=traffic)
         batches = list(stream.score(queries))
     rows = [row for batch in batches for row in batch.queries]
     assert [query for query, _ in rows] == queries
@@ -189,23 +189,23 @@ def test_a_scorer_that_comes_back_is_waited_for(data: DataRoot, scorer: Any) -> 
     timer = threading.Timer(0.3, lambda: scorer.start(data, port))
     timer.start()
     traffic = Traffic(first_wait_s=0.05, longest_wait_s=0.2, patience_s=20)
-    with ScorerClient(scorer.url) as client:
-        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+    with Replicas([scorer.url]) as replicas:
+        stream = ScoredQueries(replicas, "toy", flavour="official", check=lambda: None, traffic=traffic)
         assert [query.query_id for batch in stream.score(asked(3)) for query, _ in batch.queries] == [0, 1, 2]
     timer.join()
 
 
 def test_a_scorer_that_stays_away_is_unavailable(run: Any) -> None:
     traffic = Traffic(first_wait_s=0.01, longest_wait_s=0.01, patience_s=0.03)
-    with ScorerClient("http://127.0.0.1:9") as client:
-        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=traffic)
+    with Replicas(["http://127.0.0.1:9"]) as replicas:
+        stream = ScoredQueries(replicas, "toy", flavour="official", check=lambda: None, traffic=traffic)
         with pytest.raises(Unavailable, match="vqa_scorer is away"):
             list(stream.score(asked(1)))
 
 
 def test_a_scorer_that_changes_under_way_is_refused(scorer: Any) -> None:
-    with ScorerClient(scorer.url) as client:
-        stream = ScoredQueries(client, "toy", flavour="official", check=lambda: None, traffic=Traffic(2, 1))
+    with Replicas([scorer.url]) as replicas:
+        stream = ScoredQueries(replicas, "toy", flavour="official", check=lambda: None, traffic=Traffic(2, 1))
         batches = stream.score(asked(4))
         next(batches)
         stream.fingerprint = Fingerprint(generation={"vlm": "another"})
@@ -214,8 +214,8 @@ def test_a_scorer_that_changes_under_way_is_refused(scorer: Any) -> None:
 
 
 def test_an_unknown_item_ends_the_job_with_the_scorers_words(scorer: Any) -> None:
-    with ScorerClient(scorer.url) as client:
-        stream = ScoredQueries(client, "nowhere", flavour="official", check=lambda: None)
+    with Replicas([scorer.url]) as replicas:
+        stream = ScoredQueries(replicas, "nowhere", flavour="official", check=lambda: None)
         with pytest.raises(NotFound, match="nowhere"):
             list(stream.score(asked(1)))
 

@@ -7,27 +7,28 @@ from threading import Event
 
 import pytest
 
-from leverplus.errors import GenerationFailed, InvalidInput, QueueFull, Unavailable
+from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError, QueueFull, Unavailable
 from vqa_scorer.batching import BatchWorker
 
 
 class Recorder:
-    """Upper-cases keys; records batches; waits for `gate` in each; raises what `failures` hold for a key."""
+    """Upper-cases keys; records batches; waits for `gate` in each; `failures` of a key are raised, `refused` given."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
         self.taken = Event()
         self.gate = Event()
         self.failures: dict[str, Exception] = {}
+        self.refused: dict[str, LeverPlusError] = {}
 
-    def __call__(self, batch: Mapping[str, int]) -> dict[str, str]:
+    def __call__(self, batch: Mapping[str, int]) -> dict[str, str | LeverPlusError]:
         self.batches.append(list(batch))
         self.taken.set()
         assert self.gate.wait(10)
         for key in batch:
             if key in self.failures:
                 raise self.failures[key]
-        return {key: key.upper() for key in batch}
+        return {key: self.refused.get(key, key.upper()) for key in batch}
 
 
 @asynccontextmanager
@@ -122,6 +123,23 @@ def test_a_failed_batch_answers_all_in_it_and_the_next_one_runs() -> None:
                 with pytest.raises(GenerationFailed, match="2 prompts: RuntimeError: out of memory"):
                     await ticket.values()
             assert await worker.submit({"a": 0}).values() == {"a": "A"}
+
+    asyncio.run(scenario())
+
+
+def test_a_key_that_fails_alone_answers_those_who_asked_for_it() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        recorder.refused["b"] = Unavailable(what="b", reason="gone", hint="try again")
+        async with started(recorder) as worker:
+            await occupy(worker, recorder)
+            one, two, both = worker.submit({"a": 0}), worker.submit({"b": 0}), worker.submit({"a": 0, "b": 0})
+            recorder.gate.set()
+            assert await one.values() == {"a": "A"}
+            for ticket in (two, both):
+                with pytest.raises(Unavailable, match="b is away: gone"):
+                    await ticket.values()
+        assert recorder.batches == [["first"], ["a", "b"]]
 
     asyncio.run(scenario())
 

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -34,28 +35,29 @@ KEY = "sk-never-shown"
 QUICK = RetryPolicy(attempts=4, total_s=20.0, attempt_s=10.0, first_wait_s=0.001, longest_wait_s=0.002)
 
 
-def completion(text: Any, finish_reason: Any = "stop") -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
+def completion(text: Any, finish_reason: Any = "stop", **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text, "tool_calls": None, **more}
     return {"object": "chat.completion", "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}]}
 
 
 class Reply:
-    """What the server does with a request: answers, or hangs up where `status` is None."""
+    """What the server does with a request: answers, hangs up before it where `status` is None, or in its middle where `cut`."""
 
-    def __init__(self, status: int | None = 200, body: Any = None, **headers: str) -> None:
-        self.status, self.body, self.headers = status, body, headers
+    def __init__(self, status: int | None = 200, body: Any = None, *, cut: bool = False, **headers: str) -> None:
+        self.status, self.body, self.cut, self.headers = status, body, cut, headers
 
 
 class ChatServer:
     """Speaks the protocol: lists `models`, and answers a prompt with its last question in capitals.
 
-    `replies` are given first, one a request. While `gate` is not set, completions wait. `most` is the largest number of
-    completions that were under way at once.
+    `replies` are given first, one a request; a prompt whose last question is `refused` is answered with 500.
+    While `gate` is not set, completions wait. `most` is the largest number of completions that were under way at once.
     """
 
     def __init__(self) -> None:
         self.models = ["small-vlm"]
         self.replies: list[Reply] = []
+        self.refused: str | None = None
         self.seen: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
         self.gate = threading.Event()
@@ -78,7 +80,7 @@ class ChatServer:
                     outer.seen.append(body)
                     outer.under_way += 1
                     outer.most = max(outer.most, outer.under_way)
-                    reply = outer.replies.pop(0) if outer.replies else Reply(200, outer.answer(body))
+                    reply = outer.replies.pop(0) if outer.replies else outer.reply_to(body)
                     outer.changed.notify_all()
                 outer.gate.wait(20)
                 with outer.changed:
@@ -95,9 +97,10 @@ class ChatServer:
                     self.send_response(reply.status)
                     for name, value in reply.headers.items():
                         self.send_header(name.replace("_", "-"), value)
-                    self.send_header("Content-Length", str(len(content)))
+                    self.send_header("Content-Length", str(len(content) + 100 * reply.cut))
                     self.end_headers()
                     self.wfile.write(content)
+                    self.close_connection = reply.cut
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
@@ -109,9 +112,9 @@ class ChatServer:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
-    @staticmethod
-    def answer(body: dict[str, Any]) -> dict[str, Any]:
-        return completion(body["messages"][-1]["content"][-1]["text"].upper())
+    def reply_to(self, body: dict[str, Any]) -> Reply:
+        question = body["messages"][-1]["content"][-1]["text"]
+        return Reply(500, {"error": "out of memory"}) if question == self.refused else Reply(200, completion(question.upper()))
 
     def wait_for(self, under_way: int) -> None:
         with self.changed:
@@ -174,12 +177,20 @@ def text(value: str) -> dict[str, Any]:
     return {"type": "text", "text": value}
 
 
+def answer(engine: OpenAIEngine, prompt: ScoringPrompt) -> str:
+    (found,) = engine.generate([prompt])
+    if isinstance(found, LeverPlusError):
+        raise found
+    return found
+
+
 def test_a_turn_for_each_shot_with_the_images_as_data_urls(server: ChatServer, make: Make, shots: list[Shot]) -> None:
     assert make(max_new_tokens=7).generate([ScoringPrompt((shots[0], shots[1]), shots[2])]) == ["WHAT IS 2?"]
     assert server.seen == [
         {
             "model": "small-vlm",
             "temperature": 0,
+            "repetition_penalty": 1.0,
             "max_tokens": 7,
             "messages": [
                 {"role": "system", "content": CHAT.system},
@@ -231,8 +242,8 @@ def test_answers_keep_the_order_within_the_bound(server: ChatServer, make: Make,
 
 @pytest.mark.parametrize(
     "passing",
-    [Reply(429, {}, Retry_After="0"), Reply(500, {}), Reply(503, b"starting"), Reply(None)],
-    ids=["429", "500", "503", "disconnect"],
+    [Reply(429, {}, Retry_After="0"), Reply(500, {}), Reply(503, b"starting"), Reply(None), Reply(200, {}, cut=True)],
+    ids=["429", "500", "503", "disconnect", "disconnect-in-the-answer"],
 )
 def test_what_may_pass_is_tried_again(server: ChatServer, make: Make, prompts: list[ScoringPrompt], passing: Reply) -> None:
     server.replies = [passing, passing]
@@ -243,7 +254,7 @@ def test_what_may_pass_is_tried_again(server: ChatServer, make: Make, prompts: l
 def test_a_server_that_never_answers_is_given_up_on(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
     server.replies = [Reply(500, {"error": "out of memory"})] * 9
     with pytest.raises(Unavailable, match=r"attempt 4 of at most 4 .*HTTP 500 .*out of memory"):
-        make().generate(prompts[:1])
+        answer(make(), prompts[0])
     assert len(server.seen) == 4
 
 
@@ -253,17 +264,17 @@ def test_an_attempt_and_all_attempts_together_are_limited_in_time(
     server.gate.clear()
     slow = RetryPolicy(attempts=2, total_s=20.0, attempt_s=0.1, first_wait_s=0.001)
     with pytest.raises(Unavailable, match=r"attempt 2 of at most 2 .*no answer in time"):
-        make(retry=slow).generate(prompts[:1])
+        answer(make(retry=slow), prompts[0])
     total = RetryPolicy(attempts=100, total_s=0.3, attempt_s=0.1, first_wait_s=0.001)
     with pytest.raises(Unavailable, match=r"of at most 100 in 0\.3 s"):
-        make(retry=total).generate(prompts[:1])
+        answer(make(retry=total), prompts[0])
 
 
 def test_a_retry_after_past_the_limit_ends_it_at_once(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
     for value in ("3600", "Wed, 21 Oct 2099 07:28:00 GMT"):
         server.replies = [Reply(429, {}, Retry_After=value)]
         with pytest.raises(Unavailable, match=r"attempt 1 of .*HTTP 429 .*Retry-After"):
-            make().generate(prompts[:1])
+            answer(make(), prompts[0])
     assert len(server.seen) == 2
 
 
@@ -282,7 +293,9 @@ def test_waits_grow_with_jitter_and_respect_retry_after() -> None:
         (completion("", "content_filter"), "finish_reason is 'content_filter'"),
         (completion("yes", "abort"), "finish_reason is 'abort'"),
         (completion("yes", None), "finish_reason is None"),
-        (completion(None), "content is no text"),
+        (completion(None, "length"), "content is no text"),
+        (completion(None, reasoning_content="hm"), "content is no text"),
+        (completion(None, refusal="no"), "content is no text"),
         (completion([text("yes")]), "content is no text"),
         ({"choices": []}, r"no answer in \{'choices': \[\]\}"),
         ({"choices": [{"text": "yes"}]}, "no answer in"),
@@ -295,22 +308,74 @@ def test_what_is_no_whole_answer_is_refused(
 ) -> None:
     server.replies = [Reply(200, body)]
     with pytest.raises(GenerationFailed, match=named):
-        make().generate(prompts[:1])
+        answer(make(), prompts[0])
     assert len(server.seen) == 1, "asking again would be paid for again"
 
 
 def test_an_empty_answer_and_one_that_was_cut_are_answers(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
-    server.replies = [Reply(200, completion("")), Reply(200, completion("the left", "length"))]
-    assert make(concurrency=1).generate(prompts[:2]) == ["", "the left"]
+    """SGLang writes null where vLLM writes an empty text."""
+    server.replies = [Reply(200, completion("")), Reply(200, completion(None)), Reply(200, completion("the left", "length"))]
+    assert make(concurrency=1).generate(prompts[:3]) == ["", "", "the left"]
 
 
-def test_a_refused_request_ends_the_batch_and_names_the_prompt(
+def test_a_refused_request_fails_alone_and_names_its_prompt(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
+    server.replies = [Reply(400, {"message": "maximum context length"}), Reply(200, completion(None, "tool_calls"))]
+    first, second, *others = make(concurrency=1).generate(prompts)
+    assert isinstance(first, GenerationFailed)
+    assert re.search(r"HTTP 400 .*maximum context length.*'question 0\?' behind 0 demonstrations", str(first))
+    assert isinstance(second, GenerationFailed)
+    assert others == [f"QUESTION {number}?" for number in range(2, 12)]
+
+
+def test_an_unreadable_image_fails_alone(make: Make, prompts: list[ScoringPrompt], tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_bytes(b"no image")
+    broken = ScoringPrompt((), Shot(tmp_path / "no.png", "what?"))
+    found, kept = make().generate([broken, prompts[0]])
+    assert isinstance(found, InvalidInput)
+    assert kept == "QUESTION 0?"
+
+
+def test_a_server_that_is_away_is_waited_for_once(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
+    server.replies = [Reply(200, completion("yes")), *[Reply(503, b"gone")] * 99]
+    first, *others = make(concurrency=1).generate(prompts)
+    assert first == "yes"
+    assert all(isinstance(found, Unavailable) for found in others)
+    assert len(server.seen) == 1 + QUICK.attempts
+
+
+def test_a_prompt_that_breaks_a_server_that_answers_the_others_fails_alone(
     server: ChatServer, make: Make, prompts: list[ScoringPrompt]
 ) -> None:
-    server.replies = [Reply(400, {"message": "maximum context length"})]
-    with pytest.raises(GenerationFailed, match=r"batch of 12 prompts: .*HTTP 400 .*maximum context length.*'question 0\?'"):
-        make(concurrency=1).generate(prompts)
-    assert len(server.seen) < 12
+    server.refused = "question 1?"
+    found = make(concurrency=2).generate(prompts)
+    assert isinstance(found[1], Unavailable)
+    assert [text for text in found if isinstance(text, str)] == [f"QUESTION {number}?" for number in range(12) if number != 1]
+
+
+def test_the_service_keeps_what_a_failed_batch_did_answer(
+    server: ChatServer, make: Make, data: DataRoot, running: Running
+) -> None:
+    server.refused = "what is 2?"
+    settings = ScorerSettings(data=data.path, vlm=data.path)
+
+    def body(query: int) -> dict[str, Any]:
+        return {"dataset": "toy", "queries": [{"query_id": query, "pointers": [[]]}]}
+
+    async def scenario() -> None:
+        async with running(create_app(settings, engine=make())) as client:
+            whole = {"dataset": "toy", "queries": [{"query_id": query, "pointers": [[]]} for query in range(3)]}
+            refused = await client.post("/score", json=whole)
+            assert (refused.status_code, refused.json()["type"]) == (503, "Unavailable")
+            asked = len(server.seen)
+            for query in range(2):
+                answered = await client.post("/score", json=body(query))
+                assert answered.json()["stats"]["cached"] == 1
+            assert len(server.seen) == asked
+            assert (await client.post("/score", json=body(2))).status_code == 503
+            totals = (await client.get("/stats")).json()["totals"]
+            assert (totals["generated"], totals["failed_batches"]) == (2, 2)
+
+    asyncio.run(scenario())
 
 
 def test_load_wants_a_server_that_lists_the_model(server: ChatServer, make: Make) -> None:
@@ -353,7 +418,7 @@ def test_the_key_is_shown_nowhere(
     ):
         server.replies = [reply] * attempts
         with pytest.raises(LeverPlusError) as raised:
-            make().generate(prompts[:1])
+            answer(make(), prompts[0])
         errors.append(raised.value)
     server.replies = [Reply(401, said.encode())]
     with pytest.raises(InvalidConfig, match=r"LEVERPLUS_OPENAI_API_KEY: .*no such key: \*\*\*") as refused:
@@ -372,7 +437,7 @@ def test_the_fingerprint_names_the_declared_model_and_revision(make: Make) -> No
     assert make(revision="2025-09-01", max_new_tokens=9).generation_fingerprint() == {
         "vlm": {"server": "openai", "model": "small-vlm", "revision": "2025-09-01"},
         "prompt": CHAT.fingerprint(),
-        "arguments": {"max_new_tokens": 9, "num_beams": 1, "length_penalty": None},
+        "arguments": {"max_new_tokens": 9, "num_beams": 1, "length_penalty": None, "repetition_penalty": 1.0},
         "dtype": None,
     }
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from leverplus.dataset.invented_words.words import LANGUAGE_NAMES, WORDS
-from leverplus.errors import InvalidConfig, LeverPlusError, NotFound
+from leverplus.errors import InvalidConfig, NotFound, Unavailable
 from leverplus.prompts import SHORT_ANSWER, Shot
 from vqa_scorer.engines.processor import load_processor, torchvision_works
 
@@ -121,7 +121,8 @@ def test_directory_without_processor_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torchvision_works(), reason="with torchvision every family is transformers' own business")
-def test_other_family_without_torchvision(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "text_config": {"model_type": "llama"}}))
-    with pytest.raises(LeverPlusError, match="needs torchvision"):
-        load_processor(tmp_path)
+def test_families_that_need_torchvision_say_so(tmp_path: Path) -> None:
+    for family in ("mistral3", "gemma3n", "fast_vlm"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+        with pytest.raises(Unavailable, match=f"'{family}' model needs torchvision"):
+            load_processor(tmp_path)

@@ -11,7 +11,7 @@
     ├── Unavailable             503  something that is needed is away: broker, database, weights, a service
     ├── DeadlineExceeded        504
     ├── Cancelled               499  the job or request was cancelled
-    ├── GenerationFailed        500  the VLM failed on a batch of prompts; nothing of it was stored
+    ├── GenerationFailed        500  the VLM failed on a prompt or a batch of them; nothing of these was stored
     └── TrainingDiverged        500  the loss or its gradient is no longer finite
 
 Every class has a message template; an error is raised with the values that fill it, and those values travel in

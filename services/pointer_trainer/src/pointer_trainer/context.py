@@ -23,7 +23,7 @@ class JobContext:
     config: Mapping[str, Any]
     data_root: DataRoot
     run_folder: Path
-    scorer_url: str
+    scorer_urls: tuple[str, ...]
     threads: int
     progress: Progress
     should_stop: Callable[[], bool]

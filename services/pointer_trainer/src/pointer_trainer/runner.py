@@ -59,7 +59,7 @@ def run_job(
             config=job.config,
             data_root=settings.data_root,
             run_folder=run_folder,
-            scorer_url=settings.scorer_url,
+            scorer_urls=settings.scorer_urls,
             threads=settings.threads,
             progress=_ProgressWriter(jobs, lease).write,
             should_stop=pulse.should_stop,

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
 
-from leverplus.client import ScorerClient
 from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
@@ -24,6 +23,7 @@ from leverplus.scoring import (
     ScoreStats,
     fallback_warning,
 )
+from pointer_trainer.replicas import Replicas
 
 STOP_POLL_S = 0.2
 
@@ -34,6 +34,7 @@ class Traffic:
 
     pointers_a_request: int = 64
     in_flight: int = 4
+    """Of one scorer, where nothing else is said."""
     first_wait_s: float = 0.5
     longest_wait_s: float = 10.0
     patience_s: float = 120.0
@@ -91,7 +92,7 @@ class Scorer:
 
     def __init__(
         self,
-        client: ScorerClient,
+        replicas: Replicas,
         dataset: str,
         *,
         flavour: Literal["official", "lever_plus"],
@@ -102,11 +103,11 @@ class Scorer:
         traffic: Traffic | None = None,
     ) -> None:
         """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
-        self._client = client
+        self._replicas = replicas
         self._dataset = dataset
         self._options = ScoreOptions(flavour=flavour, postprocessing=postprocessing, gt_prob=gt_prob, info_score=info_score)
         self._check = check
-        self._traffic = traffic or Traffic()
+        self._traffic = traffic or Traffic(in_flight=Traffic.in_flight * len(replicas))
         self._largest = self._traffic.pointers_a_request
         self._ended = threading.Event()
         self.fingerprint: Fingerprint | None = None
@@ -158,7 +159,7 @@ class Scorer:
         pause_s = self._traffic.first_wait_s
         while True:
             try:
-                return self._client.score(request)
+                return self._replicas.score(request)
             except (Unavailable, QueueFull, DeadlineExceeded) as exc:
                 if self._ended.is_set() or waited_s >= self._traffic.patience_s:
                     raise

@@ -17,12 +17,21 @@ class WorkerSettings(BaseModel):
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: str = Field(validation_alias="REDIS_URL", min_length=1)
-    scorer_url: str = Field("http://127.0.0.1:8001", validation_alias="LEVERPLUS_SCORER_URL")
+    scorer_url: str = Field(
+        "http://127.0.0.1:8001",
+        pattern=r"[^\s,]",
+        validation_alias="LEVERPLUS_SCORER_URL",
+        description="several, with commas between them, share the requests",
+    )
     threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS", description="torch threads of one job")
 
     @property
     def data_root(self) -> DataRoot:
         return DataRoot(self.data.resolve())
+
+    @property
+    def scorer_urls(self) -> tuple[str, ...]:
+        return tuple(url.strip() for url in self.scorer_url.split(",") if url.strip())
 
     @property
     def store_url(self) -> str:

@@ -76,6 +76,7 @@ def _engine(settings: ScorerSettings) -> Engine:
 
     return TransformersEngine(
         settings.vlm,
+        lora=settings.lora,
         template=template(settings.prompt),
         arguments=GenerationArguments(settings.max_new_tokens, settings.num_beams, settings.length_penalty),
         device=settings.device,

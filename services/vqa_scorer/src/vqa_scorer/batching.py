@@ -2,7 +2,7 @@
 
 The thread takes whatever waits, at most a batch, without a timer: a lone request is not held up, and under load batches
 fill by themselves. A key that is asked for while it waits or is being worked on joins that work. Every accepted ticket is
-answered: with what its keys came to, with the batch's error, or with Unavailable when the service stops.
+answered: with what its keys came to, with the error of one of them or of a batch, or with Unavailable when the service stops.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, Literal, TypeVar
@@ -44,7 +44,7 @@ class Ticket(Generic[K, V]):
             self._future.set_result({})
 
     async def values(self) -> dict[K, V]:
-        """What each key came to, once all are there; raises the error of the first batch that failed."""
+        """What each key came to, once all are there; raises the first error of a key or of its batch."""
         return await self._future
 
     def deliver(self, outcome: Mapping[K, V] | Exception) -> None:
@@ -77,14 +77,15 @@ class _Work(Generic[K, P, V]):
 class BatchWorker(Generic[K, P, V]):
     """Runs `load`, then `process` on batches, in one thread.
 
-    `process` gets key -> prompt (at most `batch_size`) and returns key -> value for all of them, or raises. `capacity` is
+    `process` gets key -> prompt (at most `batch_size`) and returns for all of them key -> value, or the error that concerns this
+    key alone; or it raises, and the whole batch has failed. `capacity` is
     the number of keys that may wait. `length` is a rough measure by which prompts of a batch are chosen alike; the oldest
     is always among them. `load_failed` is called with the reason when `load` raised.
     """
 
     def __init__(
         self,
-        process: Callable[[Mapping[K, P]], Mapping[K, V]],
+        process: Callable[[Mapping[K, P]], Mapping[K, V | LeverPlusError]],
         *,
         load: Callable[[], None],
         batch_size: int,
@@ -239,13 +240,13 @@ class BatchWorker(Generic[K, P, V]):
                 del self._known[work.key]
         self._answer(batch, outcome)
 
-    def _answer(self, batch: list[_Work[K, P, V]], outcome: Mapping[K, V] | Exception) -> None:
+    def _answer(self, batch: list[_Work[K, P, V]], outcome: Mapping[K, V | LeverPlusError] | Exception) -> None:
         keys: dict[Ticket[K, V], list[K]] = {}
         for work in batch:
             for ticket in work.tickets:
                 keys.setdefault(ticket, []).append(work.key)
         for ticket, own in keys.items():
-            ticket.deliver(outcome if isinstance(outcome, Exception) else {key: outcome[key] for key in own})
+            ticket.deliver(outcome if isinstance(outcome, Exception) else _all_or_error(outcome, own))
 
     def _full(self, new: int, places_a_pointer: int, limit: int) -> QueueFull | InvalidInput:
         if new > self._capacity:
@@ -261,6 +262,16 @@ class BatchWorker(Generic[K, P, V]):
         wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
         what = "the scoring queue"
         return QueueFull(pending=new, what=what, size=len(self._waiting), limit=limit, retry_after_s=wait)
+
+
+def _all_or_error(outcome: Mapping[K, V | LeverPlusError], keys: Sequence[K]) -> dict[K, V] | LeverPlusError:
+    found: dict[K, V] = {}
+    for key in keys:
+        value = outcome[key]
+        if isinstance(value, LeverPlusError):
+            return value
+        found[key] = value
+    return found
 
 
 def _one_line(exc: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from leverplus.errors import DeadlineExceeded, QueueFull, Unavailable
+from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import digest
 from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
@@ -22,15 +23,9 @@ from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_p
 from vqa_scorer.streaming import Prepared, ScoreStream
 from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
 
+logger = logging.getLogger(__name__)
+
 _COUNTED_AT_A_TIME = 10_000
-
-
-def _timed_commit(commit: Callable[[ScoringService, Mapping[WorkKey, Outcome]], None]) -> Callable[..., None]:
-    def timed(service: ScoringService, outcomes: Mapping[WorkKey, Outcome]) -> None:
-        with service.metrics.phase("commit"):
-            commit(service, outcomes)
-
-    return timed
 
 
 class ScoringService:
@@ -197,30 +192,40 @@ class ScoringService:
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
 
-    def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
-        """Outcomes of a batch, committed. Looked up once more first: a key may have been committed since its request did so."""
+    def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome | LeverPlusError]:
+        """What is committed of a batch, and why the rest is not. Looked up once more first: a request did so a while ago."""
         try:
-            outcomes = self._committed(batch)
+            outcomes: dict[WorkKey, Outcome | LeverPlusError] = {**self._committed(batch)}
             pending = {key: task for key, task in batch.items() if key not in outcomes}
             if pending:
                 started = time.perf_counter()
-                made = self._ask_engine(pending)
+                made, failed = self._ask_engine(pending)
                 seconds = time.perf_counter() - started
-                self._commit(made)
-                weighed = sum(key.kind == "probabilities" for key in pending)
-                self.metrics.add(generated=len(pending) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
+                with self.metrics.phase("commit"):
+                    self._commit(made)
+                weighed = sum(key.kind == "probabilities" for key in made)
+                self.metrics.add(generated=len(made) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
+                if failed:
+                    self.metrics.add(failed_batches=1)
+                    logger.warning("%d of a batch of %d failed: %s", len(failed), len(batch), next(iter(failed.values())))
                 # Another scorer on the same database may have committed a key first: what the store holds is the score.
-                outcomes = self._committed(batch)
+                outcomes = {**failed, **self._committed(batch)}
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
         return outcomes
 
-    def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
+    def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> tuple[dict[WorkKey, Outcome], dict[WorkKey, LeverPlusError]]:
+        """What was made, and the errors of what was not."""
         made: dict[WorkKey, Outcome] = {}
+        failed: dict[WorkKey, LeverPlusError] = {}
         texts = {key: task.prompt for key, task in tasks.items() if key.kind == "text"}
         if texts:
-            made |= zip(texts, self._engine.generate(list(texts.values())), strict=True)
+            for key, text in zip(texts, self._engine.generate(list(texts.values())), strict=True):
+                if isinstance(text, LeverPlusError):
+                    failed[key] = text
+                else:
+                    made[key] = text
         weighed = {key: task for key, task in tasks.items() if key.kind == "probabilities"}
         if weighed:
             prompts, answers = [task.prompt for task in weighed.values()], [task.answers for task in weighed.values()]
@@ -228,7 +233,7 @@ class ScoringService:
             for key, own, values in zip(weighed, answers, found, strict=True):
                 made[key] = dict(zip(own, values, strict=True))
         self.metrics.batch(len(tasks))
-        return made
+        return made, failed
 
     def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
         found: dict[WorkKey, Outcome] = {}
@@ -241,7 +246,6 @@ class ScoringService:
             raise _database_away(exc) from exc
         return found
 
-    @_timed_commit
     def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
         try:
             for (dataset, kind), keys in _grouped(outcomes).items():

@@ -14,8 +14,9 @@ from leverplus.data_root import DataRoot
 class ScorerSettings(BaseModel):
     """`database_url` is the SQLite file of the data root where it is not given.
 
-    The VLM is the model directory `vlm` or `openai_model` on the server at `openai_url`: one of the two, never both. Device,
-    dtype and threads count for a directory only. `deadline_s` is a request's, and of a streamed one every step forward's.
+    The VLM is the model directory `vlm`, with the LoRA adapter in `lora` if one is named, or `openai_model` on the server at
+    `openai_url`: one of the two, never both. Device, dtype and threads count for a directory only. `deadline_s` is a request's,
+    and of a streamed one every step forward's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -25,12 +26,13 @@ class ScorerSettings(BaseModel):
     host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
     port: int = Field(8001, ge=0, le=65535, validation_alias="LEVERPLUS_SCORER_PORT")
     vlm: Path | None = Field(None, validation_alias="LEVERPLUS_VLM")
+    lora: Path | None = Field(None, validation_alias="LEVERPLUS_LORA")
     openai_url: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_URL")
     openai_model: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_MODEL")
     openai_revision: str | None = Field(None, validation_alias="LEVERPLUS_OPENAI_REVISION")
     openai_api_key: SecretStr | None = Field(None, validation_alias="LEVERPLUS_OPENAI_API_KEY")
     openai_concurrency: int = Field(16, ge=1, le=1024, validation_alias="LEVERPLUS_OPENAI_CONCURRENCY")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", validation_alias="LEVERPLUS_DEVICE")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", validation_alias="LEVERPLUS_DEVICE")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", validation_alias="LEVERPLUS_DTYPE")
     threads: int = Field(1, ge=1, validation_alias="LEVERPLUS_THREADS")
     prompt: str = Field("short-answer", validation_alias="LEVERPLUS_PROMPT")
@@ -49,6 +51,11 @@ class ScorerSettings(BaseModel):
                 "one_vlm",
                 "set exactly one of LEVERPLUS_VLM (a model directory) and LEVERPLUS_OPENAI_URL (a server); {given} set",
                 {"given": given},
+            )
+        if self.lora is not None and self.vlm is None:
+            raise PydanticCustomError(
+                "foreign_adapter",
+                "LEVERPLUS_LORA adds to the model directory of LEVERPLUS_VLM; a server loads its adapters itself: unset it",
             )
         if self.openai_url is not None and (self.openai_model is None or self.openai_revision is None):
             raise PydanticCustomError(

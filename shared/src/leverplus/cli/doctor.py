@@ -68,6 +68,7 @@ def doctor(
             _checked(f"port {port}", lambda name=name, port=port: _port(name, port))
             for name, port in Ports(scorer_port, trainer_port, selector_port).named().items()
         ),
+        ("gpus", True, _gpus()),
         _checked("model", lambda: _model(scoring_model(vlm))),
         _checked("data", lambda: _folder(data.resolve())),
         _checked("store", lambda: _store(data.resolve() / "store.sqlite")),
@@ -127,6 +128,15 @@ def _is_our_service(port: int) -> bool:
             return client.request("GET", "/health/live").json() == {"status": "live"}
     except (LeverPlusError, ValueError):
         return False
+
+
+def _gpus() -> str:
+    from leverplus.launcher.gpus import visible_gpus
+
+    count = visible_gpus()
+    if count == 0:
+        return "none visible: the scorer runs on the CPU"
+    return "1 visible" if count == 1 else f"{count} visible: `leverplus up --scorers auto` starts a scorer on each"
 
 
 def _model(folder: Path | None) -> str:

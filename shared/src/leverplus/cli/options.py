@@ -18,10 +18,16 @@ DEFAULT_DATA = Path(".leverplus")
 Vlm = Annotated[
     Path | None, typer.Option("--vlm", envvar="LEVERPLUS_VLM", help="Model directory; default: assets/in-context-vlm.")
 ]
-Device = Annotated[str, typer.Option(envvar="LEVERPLUS_DEVICE", help="auto, cpu or cuda.")]
+Lora = Annotated[
+    Path | None, typer.Option("--lora", envvar="LEVERPLUS_LORA", help="Folder of a LoRA adapter (peft) to the model directory.")
+]
+Device = Annotated[str, typer.Option(envvar="LEVERPLUS_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Scorers = Annotated[
+    str, typer.Option(envvar="LEVERPLUS_SCORERS", help="How many scorer processes, each on a GPU of its own; auto: one a GPU.")
+]
 Dtype = Annotated[str, typer.Option(envvar="LEVERPLUS_DTYPE", help="auto, float32 or bfloat16.")]
 
-ScorerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SCORER_URL", help="Where vqa_scorer is.")]
+ScorerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SCORER_URL", help="Where vqa_scorer is; of several, the first.")]
 TrainerUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_TRAINER_URL", help="Where pointer_trainer is.")]
 SelectorUrl = Annotated[str, typer.Option(envvar="LEVERPLUS_SELECTOR_URL", help="Where selector_api is.")]
 SCORER = "http://127.0.0.1:8001"
@@ -71,6 +77,17 @@ def scoring_model(vlm: Path | None) -> Path | None:
             field="--vlm", reason=f"{vlm} and LEVERPLUS_OPENAI_URL are both set: the scorer asks one VLM, unset one"
         )
     return None
+
+
+def scorer_count(scorers: str) -> int | None:
+    """None for `auto`; InvalidConfig for what is neither that nor a number."""
+    from leverplus.errors import InvalidConfig
+
+    if scorers == "auto":
+        return None
+    if not scorers.isdecimal() or int(scorers) < 1:
+        raise InvalidConfig(field="--scorers", reason=f"{scorers!r} is neither 'auto' nor a number of processes")
+    return int(scorers)
 
 
 def redis_url() -> str | None:

@@ -13,7 +13,9 @@ from leverplus.cli.options import (
     Data,
     Device,
     Dtype,
+    Lora,
     ScorerPort,
+    Scorers,
     SelectorPort,
     TrainerPort,
     Vlm,
@@ -21,6 +23,7 @@ from leverplus.cli.options import (
     database_url,
     model_directory,
     redis_url,
+    scorer_count,
     scoring_model,
 )
 
@@ -33,25 +36,29 @@ def register(app: typer.Typer) -> None:
 def up(
     data: Data = DEFAULT_DATA,
     vlm: Vlm = None,
+    lora: Lora = None,
     host: Annotated[str, typer.Option(envvar="LEVERPLUS_HOST", help="Where the services listen.")] = "127.0.0.1",
     scorer_port: ScorerPort = 8001,
     trainer_port: TrainerPort = 8002,
     selector_port: SelectorPort = 8003,
+    scorers: Scorers = "1",
     device: Device = "auto",
     dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
 ) -> None:
     """Start the broker (unless REDIS_URL is set), the three services and a worker; ^C stops them."""
-    from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, stop_on_signals
+    from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, scorer_devices, stop_on_signals
 
+    devices = scorer_devices(device, scorer_count(scorers))
     config = StackConfig(
         data=data_root(data).path,
         vlm=scoring_model(vlm),
-        ports=Ports(scorer_port, trainer_port, selector_port),
+        lora=lora,
+        ports=Ports(scorer_port, trainer_port, selector_port).for_scorers(len(devices)),
         host=host,
         redis_url=redis_url(),
         database_url=database_url(),
-        device=device,
+        devices=devices,
         dtype=dtype,
         threads=threads,
     )

@@ -1,6 +1,7 @@
 """The processes of one data folder: embedded broker, three services and a worker, started and stopped as one."""
 
 from leverplus.launcher.config import Ports, StackConfig, require_free_port
+from leverplus.launcher.gpus import scorer_devices
 from leverplus.launcher.ownership import OwnerLock
 from leverplus.launcher.processes import Stack
 from leverplus.launcher.signals import StoppedBySignal, stop_on_signals
@@ -14,5 +15,6 @@ __all__ = [
     "StackConfig",
     "StoppedBySignal",
     "require_free_port",
+    "scorer_devices",
     "stop_on_signals",
 ]

@@ -6,8 +6,9 @@ import http.client
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,13 +24,36 @@ from leverplus.launcher.ownership import OwnerLock
 from leverplus.launcher.process_table import group_members, has_variable, start_time, stop_group
 from leverplus.launcher.valkey import EmbeddedValkey, require_broker, stop_orphan
 
-# Module, and the probe that says it can be used. The selector is ready only once something is promoted.
-_SERVICES = (
-    ("vqa_scorer", "scorer", "/health/ready"),
-    ("pointer_trainer", "trainer", "/health/ready"),
-    ("pointer_trainer.worker", None, None),
-    ("selector_api", "selector", "/health/live"),
-)
+
+@dataclass(frozen=True)
+class _Program:
+    """A process to start: what it is called, the port and the probe that say it can be used, its own variables."""
+
+    name: str
+    module: str
+    port: int | None = None
+    probe: str = "/health/ready"
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def _programs(config: StackConfig) -> list[_Program]:
+    scorers = [
+        _Program(
+            "vqa_scorer" if number == 1 else f"vqa_scorer-{number}",
+            "vqa_scorer",
+            port,
+            variables={"LEVERPLUS_SCORER_PORT": str(port), "LEVERPLUS_DEVICE": device},
+        )
+        for number, (port, device) in enumerate(zip(config.ports.scorers, config.devices, strict=True), start=1)
+    ]
+    return [
+        *scorers,
+        _Program("pointer_trainer", "pointer_trainer", config.ports.trainer),
+        _Program("pointer_trainer.worker", "pointer_trainer.worker"),
+        # It is ready only once something is promoted.
+        _Program("selector_api", "selector_api", config.ports.selector, "/health/live"),
+    ]
+
 
 Report = Callable[[str], None]
 
@@ -41,6 +65,7 @@ class Stack:
         self.config = config
         self.redis_url = redis_url
         self.scorer_url = config.url(config.ports.scorer)
+        self.scorer_urls = tuple(map(config.url, config.ports.scorers))
         self.trainer_url = config.url(config.ports.trainer)
         self.selector_url = config.url(config.ports.selector)
         self._children: list[Child] = []
@@ -48,7 +73,7 @@ class Stack:
 
     @classmethod
     def start(cls, config: StackConfig, *, report: Report | None = None, prepare: Callable[[], None] | None = None) -> Self:
-        """Starts what `config` says and returns when scorer and trainer are ready; `report` is told each step.
+        """Starts what `config` says and returns when scorers and trainer are ready; `report` is told each step.
 
         `prepare` is called when the folder is owned and nothing of an earlier launcher runs in it, before anything starts.
 
@@ -58,6 +83,10 @@ class Stack:
         tell = report or (lambda _line: None)
         if config.vlm is not None:
             require_model(config.vlm)
+        if config.lora is not None and not (config.lora / "adapter_config.json").is_file():
+            raise InvalidConfig(
+                field="--lora", reason=f"{config.lora} is no folder of a LoRA adapter (it has no adapter_config.json)"
+            )
         config.data.mkdir(parents=True, exist_ok=True)
         with ExitStack() as end:
             lock = OwnerLock(config.data / "launcher.lock")
@@ -80,8 +109,8 @@ class Stack:
                 stack = cls(config, broker.url)
                 stack._children.append(broker.child)
             end.callback(_process_file(config.data).unlink, missing_ok=True)
-            for module, _, _ in _SERVICES:
-                end.callback(stack._start_service(module).stop, limit_s=config.stop_limit_s)
+            for program in _programs(config):
+                end.callback(stack._start(program).stop, limit_s=config.stop_limit_s)
             stack._wait_until_ready(tell)
             stack._end = end.pop_all()
         return stack
@@ -106,13 +135,13 @@ class Stack:
         for child in self._children:
             child.require_running()
 
-    def _start_service(self, module: str) -> Child:
+    def _start(self, program: _Program) -> Child:
         child = Child(
-            module,
+            program.name,
             # -P: a folder of the working directory must not pass for a package (`datasets`).
-            [sys.executable, "-P", "-m", module],
-            log=_log(self.config, module),
-            environment=self.config.environment(self.redis_url),
+            [sys.executable, "-P", "-m", program.module],
+            log=_log(self.config, program.name),
+            environment={**self.config.environment(self.redis_url), **program.variables},
             # An orderly end takes as long as the work in hand, and would meanwhile talk to whoever takes over the ports.
             # Nothing is lost: scores are committed, and a job is resumed when its lease runs out.
             death_signal=signal.SIGKILL,
@@ -126,25 +155,25 @@ class Stack:
 
     def _wait_until_ready(self, tell: Report) -> None:
         deadline = time.monotonic() + self.config.ready_limit_s
-        for module, service, path in _SERVICES:
-            if service is None or path is None:
+        for program in _programs(self.config):
+            if program.port is None:
                 continue
-            port: int = getattr(self.config.ports, service)
             said: str | None = None
             while True:
                 self.require_running()
-                status, said = _probe(self.config, port, path, said)
+                status, said = _probe(self.config, program.port, program.probe, said)
                 if status == 200:
-                    _require_service(self.config, port, module)
+                    _require_service(self.config, program.port, program.module)
                     break
                 if time.monotonic() > deadline:
                     limit = f"{self.config.ready_limit_s:.0f}"
                     raise DeadlineExceeded(
-                        f"{module} was not ready within {limit} s"
-                        + (f": {said}" if said else f"; see {_log(self.config, module)}")
+                        f"{program.name} was not ready within {limit} s"
+                        + (f": {said}" if said else f"; see {_log(self.config, program.name)}")
                     )
                 time.sleep(0.1)
-            tell(f"{module} on {self.config.url(port)}")
+            device = program.variables.get("LEVERPLUS_DEVICE", "auto")
+            tell(f"{program.name} on {self.config.url(program.port)}" + (f", {device}" if device != "auto" else ""))
 
 
 def stop_orphans(data: Path) -> list[str]:

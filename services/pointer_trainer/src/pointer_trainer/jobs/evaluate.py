@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from leverplus.checkpoints import CheckpointInfo, load_checkpoint
-from leverplus.client import ScorerClient
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput
@@ -23,6 +22,7 @@ from leverplus.pools import Pools
 from pointer_trainer.context import JobContext
 from pointer_trainer.pool_check import evaluation_policy
 from pointer_trainer.query_sample import sample_queries
+from pointer_trainer.replicas import Replicas
 from pointer_trainer.requests import EvaluateRequest
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
 from pointer_trainer.systems import Choices, Systems, accuracies, choose, selector_names
@@ -59,9 +59,9 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     selectors = dict(zip(selector_names(request.checkpoints), policies, strict=True))
     systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
     query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
-    with ScorerClient(context.scorer_url) as client:
+    with Replicas(context.scorer_urls) as replicas:
         scorer = Scorer(
-            client, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
+            replicas, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
         )
         scored = _score(context, scorer, systems, embeddings, pools, query_ids, infos)
     if not scored.query_ids:

@@ -14,7 +14,6 @@ import torch
 import leverplus
 from leverplus import rl_data
 from leverplus.checkpoints import load_checkpoint
-from leverplus.client import ScorerClient
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput
@@ -30,6 +29,7 @@ from pointer_trainer.candidates import mixture_weights
 from pointer_trainer.context import JobContext
 from pointer_trainer.proposals import Proposal, initialised_selector, propose
 from pointer_trainer.query_sample import sample_queries
+from pointer_trainer.replicas import Replicas
 from pointer_trainer.requests import GenerateRequest
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
 
@@ -51,9 +51,9 @@ def generate(context: JobContext) -> dict[str, Any]:
     rl_data_id = f"rl-{context.suffix}"
     counts = ModeCounts()
     bare: list[ItemId] = []
-    with ScorerClient(context.scorer_url) as client:
+    with Replicas(context.scorer_urls) as replicas:
         scorer = Scorer(
-            client,
+            replicas,
             request.dataset,
             flavour=request.flavour,
             postprocessing=request.postprocessing,

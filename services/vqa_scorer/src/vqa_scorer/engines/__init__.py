@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from leverplus.errors import LeverPlusError
 from leverplus.prompts import Shot
 
 
@@ -24,8 +25,11 @@ class Engine(Protocol):
         """Makes the engine ready to generate; raises if it cannot be."""
         ...
 
-    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
-        """The raw text of each prompt, in the order of `prompts`; raises if one of them cannot be answered."""
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> Sequence[str | LeverPlusError]:
+        """The raw text of each prompt, in the order of `prompts`, or why there is none where the others have one.
+
+        Raises what concerns the batch as a whole.
+        """
         ...
 
     @property

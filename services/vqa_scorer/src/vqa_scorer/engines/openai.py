@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, Unavailable, shorten
+from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, LeverPlusError, Unavailable, shorten
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _WHOLE_ANSWERS = ("stop", "length")
+_GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
+"""vLLM and SGLang take what is not named from the model's generation_config.json, and that may hold a repetition penalty."""
+_OTHER_TEXTS = ("reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
+"""Where a message may hold what was written, when its content is null."""
 _CLOSE_LIMIT_S = 5.0
 
 
@@ -73,11 +78,11 @@ class OpenAIEngine:
         """
         self._run(self._require_model())
 
-    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
-        """Raw texts in the order of `prompts`.
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str | LeverPlusError]:
+        """Raw texts in the order of `prompts`; in the place of one that failed for good its error.
 
-        The first that fails for good ends the others: Unavailable where the server stayed away, GenerationFailed where it
-        answered something that is no whole text, InvalidInput for an image that cannot be read.
+        Unavailable where the server stayed away, GenerationFailed where it answered something that is no whole text, InvalidInput
+        for an image that cannot be read. Raises Unavailable when the engine is closed.
         """
         return self._run(self._answers(prompts))
 
@@ -93,7 +98,12 @@ class OpenAIEngine:
         return {
             "vlm": {"server": "openai", "model": self._model, "revision": self._revision},
             "prompt": self._template.fingerprint(),
-            "arguments": {"max_new_tokens": self._max_new_tokens, "num_beams": 1, "length_penalty": None},
+            "arguments": {
+                "max_new_tokens": self._max_new_tokens,
+                "num_beams": 1,
+                "length_penalty": None,
+                "repetition_penalty": _GREEDY["repetition_penalty"],
+            },
             "dtype": None,
         }
 
@@ -157,17 +167,33 @@ class OpenAIEngine:
                 field="LEVERPLUS_OPENAI_MODEL", reason=f"{self._server.url} does not serve {self._model!r}; it serves: {shown}"
             )
 
-    async def _answers(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
+    async def _answers(self, prompts: Sequence[ScoringPrompt]) -> list[str | LeverPlusError]:
         places = asyncio.Semaphore(self._concurrency)
+        now = asyncio.get_running_loop().time
+        answered_s = -math.inf
+        away: Unavailable | None = None
 
-        async def answer(prompt: ScoringPrompt) -> str:
+        async def answer(prompt: ScoringPrompt) -> str | LeverPlusError:
+            nonlocal answered_s, away
             async with places:
-                payload = await asyncio.to_thread(self._payload, prompt)
+                if away is not None:
+                    return away
+                started_s = now()
                 try:
-                    return self._text(await self._server.json("POST", "/chat/completions", payload))
+                    payload = await asyncio.to_thread(self._payload, prompt)
+                    text = self._text(await self._server.json("POST", "/chat/completions", payload))
+                    answered_s = now()
+                    return text
                 except BadAnswer as exc:
                     asked = f"{exc} (to {prompt.query.question!r} behind {len(prompt.demonstrations)} demonstrations)"
-                    raise GenerationFailed(prompts=len(prompts), reason=asked) from None
+                    return GenerationFailed(prompts=1, reason=asked)
+                except Unavailable as exc:
+                    if answered_s < started_s:
+                        # It answered nobody meanwhile: the prompts to come would wait as long, one behind the other.
+                        away = exc
+                    return exc
+                except InvalidInput as exc:
+                    return exc
 
         tasks = [asyncio.create_task(answer(prompt)) for prompt in prompts]
         try:
@@ -190,17 +216,21 @@ class OpenAIEngine:
             if all(part["type"] == "text" for part in parts):
                 content = "".join(part["text"] for part in parts)
             messages.append({"role": message["role"], "content": content})
-        return {"model": self._model, "messages": messages, "temperature": 0, "max_tokens": self._max_new_tokens}
+        return {"model": self._model, "messages": messages, **_GREEDY, "max_tokens": self._max_new_tokens}
 
     def _text(self, document: Any) -> str:
         """The answer's text, which may be empty; BadAnswer naming what came instead."""
         try:
             choice = document["choices"][0]
-            text, reason = choice["message"]["content"], choice["finish_reason"]
+            message, reason = choice["message"], choice["finish_reason"]
+            text = message["content"]
         except (KeyError, IndexError, TypeError):
             raise BadAnswer(f"no answer in {self._shown(document)}") from None
         if reason not in _WHOLE_ANSWERS:
             raise BadAnswer(f"finish_reason is {reason!r}; a whole answer ends with {' or '.join(_WHOLE_ANSWERS)}")
+        if text is None and reason == "stop" and not any(message.get(other) for other in _OTHER_TEXTS):
+            # SGLang's way of saying that the model wrote nothing.
+            return ""
         if not isinstance(text, str):
             raise BadAnswer(f"the answer's content is no text: {self._shown(choice)}")
         return text

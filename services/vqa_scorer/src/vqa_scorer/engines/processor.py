@@ -1,7 +1,7 @@
-"""The processor of a Qwen2.5-VL model directory, with or without torchvision.
+"""The processor of a model directory, with or without torchvision.
 
-transformers' own Qwen2_5_VLProcessor has a video half that cannot be built without torchvision; AutoProcessor then returns
-a bare tokenizer and says nothing. Prompts here hold images only, so that half is left out where it cannot be had.
+Without torchvision AutoProcessor cannot build a processor that has a video half, and may return a bare tokenizer and say
+nothing. Prompts here hold images only, so that half is left out where it cannot be had, and images are prepared by PIL.
 """
 
 from __future__ import annotations
@@ -10,20 +10,34 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, ProcessorMixin, Qwen2_5_VLProcessor
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import PROCESSOR_MAPPING, AutoConfig, AutoProcessor, ProcessorMixin, Qwen2_5_VLProcessor
 
 from leverplus.errors import InvalidConfig, NotFound, Unavailable
 
-FAMILIES_WITHOUT_TORCHVISION = ("qwen2_5_vl", "qwen2_vl")
+_IMAGE_HALF = {"image_processor", "tokenizer"}
+_UNUSED_HALVES = {"video_processor"}
 
 
-class ImageTextProcessor(Qwen2_5_VLProcessor):
-    """Qwen2_5_VLProcessor without the video half. Inputs: text and images; outputs: those of the stock class."""
+def image_half(stock: Any) -> Any:
+    """`stock`, a transformers processor class, without its video half. Inputs: text and images; outputs: those of `stock`."""
 
-    # The two-argument signature is what transformers reads to find the parts a processor is made of.
-    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any) -> None:
-        super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+    class ImageHalf(stock):
+        # The signature is what transformers reads to find the parts a processor is made of.
+        def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **kwargs: Any) -> None:
+            super().__init__(
+                image_processor=image_processor,
+                tokenizer=tokenizer,
+                video_processor=None,
+                chat_template=chat_template,
+                **kwargs,
+            )
+
+    ImageHalf.__name__ = stock.__name__
+    return ImageHalf
+
+
+ImageTextProcessor: Any = image_half(Qwen2_5_VLProcessor)
+"""Of Qwen2.5-VL."""
 
 
 def torchvision_works() -> bool:
@@ -38,8 +52,8 @@ def torchvision_works() -> bool:
 def load_processor(model_dir: str | Path) -> Any:
     """Processor of the model in `model_dir`: chat template, tokenizer that pads left, image processor.
 
-    With torchvision it is transformers' stock processor of any image-text model; without, Qwen2-VL's and Qwen2.5-VL's image half
-    on PIL (same sizes and grids, pixels equal up to the rounding of the resize).
+    With torchvision it is transformers' stock processor; without, its image half on PIL (for Qwen2-VL and Qwen2.5-VL the same
+    sizes and grids, pixels equal up to the rounding of the resize).
 
     Raises NotFound for a missing directory, InvalidConfig for one that holds no usable processor or no chat template,
     Unavailable where the model family needs torchvision.
@@ -70,15 +84,22 @@ def _stock_processor(folder: Path) -> Any:
     return processor if whole else None
 
 
-def _image_text_processor(folder: Path) -> ImageTextProcessor:
-    family = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-    if family not in FAMILIES_WITHOUT_TORCHVISION:
+def _image_text_processor(folder: Path) -> Any:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        stock: Any = PROCESSOR_MAPPING.get(type(config), None)
+        parts = set(stock.get_attributes()) if stock is not None else {"no processor that transformers knows"}
+        if not parts - _UNUSED_HALVES <= _IMAGE_HALF:
+            raise ImportError(f"it has {', '.join(sorted(parts))}")
+        whole: Any = stock if parts <= _IMAGE_HALF else image_half(stock)
+        processor = whole.from_pretrained(folder, local_files_only=True)
+    # A part that needs torchvision says so by ImportError, a processor that cannot be without its video half by TypeError.
+    except (ImportError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())
         raise Unavailable(
             what=f"the processor of {folder}",
-            reason=f"a {family!r} model needs torchvision, which cannot be imported",
-            hint=f"install the torchvision of this torch, or use one of: {', '.join(FAMILIES_WITHOUT_TORCHVISION)}",
-        )
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    described, _ = Qwen2_5_VLProcessor.get_processor_dict(folder, local_files_only=True)
-    image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
-    return ImageTextProcessor(image_processor, tokenizer, chat_template=described.get("chat_template") or tokenizer.chat_template)
+            reason=f"a {config.model_type!r} model needs torchvision, which cannot be imported ({said})",
+            hint="install the torchvision of this torch",
+        ) from error
+    processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+    return processor

@@ -1,0 +1,81 @@
+"""Scorers that do the same work: one process for each GPU, say."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from leverplus.client import ScorerClient
+from leverplus.errors import LeverPlusError, QueueFull, Unavailable
+from leverplus.scoring import ScoreRequest, ScoreResponse
+
+_REST_S = 5.0
+"""How long one that was away is not asked while another is there."""
+
+
+@dataclass
+class _Replica:
+    client: ScorerClient
+    under_way: int = 0
+    turn: int = 0
+    rests_until: float = 0.0
+
+
+class Replicas:
+    """A request goes to the scorer that has the fewest of ours under way; from one that is away or full on to the next.
+
+    Safe for several threads. InvalidConfig where one of `urls` is no URL of a service.
+    """
+
+    def __init__(self, urls: Sequence[str], *, rest_s: float = _REST_S) -> None:
+        self._replicas = [_Replica(ScorerClient(url)) for url in urls]
+        self._rest_s = rest_s
+        self._turns = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for replica in self._replicas:
+            replica.client.close()
+
+    def score(self, request: ScoreRequest) -> ScoreResponse:
+        """Raises what a scorer answers; Unavailable or QueueFull where no other one had an answer either."""
+        asked: list[_Replica] = []
+        failure: LeverPlusError | None = None
+        while (replica := self._take(asked, resting_too=not isinstance(failure, QueueFull))) is not None:
+            try:
+                return replica.client.score(request)
+            except Unavailable as exc:
+                replica.rests_until = time.monotonic() + self._rest_s
+                failure = exc
+            except QueueFull as exc:
+                failure = exc
+            finally:
+                with self._lock:
+                    replica.under_way -= 1
+            asked.append(replica)
+        assert failure is not None, "there is at least one replica"
+        raise failure
+
+    def _take(self, asked: Sequence[_Replica], *, resting_too: bool) -> _Replica | None:
+        """The next to ask; one that rests, if at all, only when no other is left."""
+        with self._lock:
+            now = time.monotonic()
+            others = [replica for replica in self._replicas if replica not in asked]
+            awake = [replica for replica in others if replica.rests_until <= now]
+            candidates = awake or (others if resting_too else [])
+            if not candidates:
+                return None
+            chosen = min(candidates, key=lambda replica: (replica.under_way, replica.turn))
+            self._turns += 1
+            chosen.under_way, chosen.turn = chosen.under_way + 1, self._turns
+            return chosen
