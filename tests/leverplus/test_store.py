@@ -10,18 +10,18 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, update
+from sqlalchemy import Engine, create_engine, insert, update
 
 import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
 from leverplus.ids import ItemId
 from leverplus.store import JobStore, LeaseLost, ScoreStore, open_store
-from leverplus.store.schema import jobs, metadata
+from leverplus.store.schema import jobs, metadata, score_sets, scores
 
 
 @pytest.fixture
-def engine(tmp_path: Path):
-    engine = open_store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+def engine(database_url: str):
+    engine = open_store(database_url)
     yield engine
     engine.dispose()
 
@@ -40,27 +40,27 @@ def test_migrations_give_the_tables_of_the_schema(engine: Engine):
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
 
-def test_scores_outlive_the_step_to_a_newer_schema(tmp_path: Path):
-    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
+def test_scores_outlive_the_step_to_a_newer_schema(database_url: str):
     config = Config()
     config.set_main_option("script_location", str(Path(leverplus.store.__file__).parent / "migrations"))
-    old = create_engine(url)
-    with old.connect() as connection:
+    old = create_engine(database_url)
+    with old.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
-        ScoreStore(old).commit("d", "g", {key(1, 2): "red"})
+        connection.execute(insert(score_sets).values(id=1, dataset_digest="d", generation_digest="g"))
+        row = {"set_id": 1, "query_id": 1, "pointer": "2", "raw_text": "red", "committed_at": 0.0}
+        connection.execute(insert(scores).values(row))
     old.dispose()
-    engine = open_store(url)
+    engine = open_store(database_url)
     store = ScoreStore(engine)
     assert store.committed("d", "g", [key(1, 2)]) == {key(1, 2): "red"}
     assert store.committed_probabilities("d", "g", [key(1, 2)]) == {}
     engine.dispose()
 
 
-def test_opening_again_or_at_once_is_harmless(tmp_path: Path):
-    url = f"sqlite:///{tmp_path / 'store.sqlite'}"
-    with ThreadPoolExecutor(4) as pool:
-        engines = list(pool.map(open_store, [url] * 4))
+def test_opening_again_or_at_once_is_harmless(database_url: str):
+    with ThreadPoolExecutor(8) as pool:
+        engines = list(pool.map(open_store, [database_url] * 8))
     for engine in engines:
         engine.dispose()
 
