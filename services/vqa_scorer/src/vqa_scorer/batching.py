@@ -2,7 +2,8 @@
 
 The thread takes whatever waits, at most a batch, without a timer: a lone request is not held up, and under load batches
 fill by themselves. A key that is asked for while it waits or is being worked on joins that work. Every accepted ticket is
-answered: with what its keys came to, with the batch's error, or with Unavailable when the service stops.
+answered: with what its keys came to, with the batch's error, or with Unavailable when the service stops. What a batch did not
+get, because somebody else is at it, is laid aside and asked for again, while other work goes on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ State = Literal["loading", "ready", "failed", "closed"]
 _WINDOW_BATCHES = 8
 """How many batches' worth of the oldest work is looked through for prompts of similar length."""
 _LONGEST_RETRY_AFTER_S = 60
+_POSTPONED_S = 0.2
+"""How long work that a batch did not get is laid aside."""
 
 
 class Ticket(Generic[K, V]):
@@ -72,14 +75,16 @@ class _Work(Generic[K, P, V]):
     prompt: P
     tickets: list[Ticket[K, V]] = field(default_factory=list["Ticket[K, V]"])
     taken: bool = False
+    due: float = 0.0
+    """When postponed work is asked for again, on time.monotonic()."""
 
 
 class BatchWorker(Generic[K, P, V]):
     """Runs `load`, then `process` on batches, in one thread.
 
-    `process` gets key -> prompt (at most `batch_size`) and returns key -> value for all of them, or raises. `capacity` is
-    the number of keys that may wait. `length` is a rough measure by which prompts of a batch are chosen alike; the oldest
-    is always among them. `load_failed` is called with the reason when `load` raised.
+    `process` gets key -> prompt (at most `batch_size`) and returns key -> value, or raises; for a key that it leaves out it is
+    asked again a little later. `capacity` is the number of keys that may wait. `length` is a rough measure by which prompts
+    of a batch are chosen alike; the oldest is always among them. `load_failed` is called with the reason when `load` raised.
     """
 
     def __init__(
@@ -103,18 +108,19 @@ class BatchWorker(Generic[K, P, V]):
         self._changed = threading.Condition()
         self._known: dict[K, _Work[K, P, V]] = {}
         self._waiting: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
+        self._postponed: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
         self._seconds_per_key = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def waiting(self) -> int:
-        """Keys that no batch has taken yet."""
-        return len(self._waiting)
+        """Keys that no batch has taken yet, or that it did not get."""
+        return len(self._waiting) + len(self._postponed)
 
     @property
     def in_progress(self) -> int:
         with self._changed:
-            return len(self._known) - len(self._waiting)
+            return len(self._known) - self.waiting
 
     @property
     def capacity(self) -> int:
@@ -130,7 +136,7 @@ class BatchWorker(Generic[K, P, V]):
         if self._state == "failed":
             raise Unavailable(what="the VLM", reason=self._reason, hint="mend its settings and start again")
         if self._state == "closed":
-            raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
+            raise _stopping()
 
     def submit(self, prompts: Mapping[K, P], *, places_a_pointer: int = 1) -> Ticket[K, V]:
         """Enqueues all of `prompts` or, with QueueFull, none; InvalidInput, saying how many fit, where all will never do.
@@ -141,7 +147,7 @@ class BatchWorker(Generic[K, P, V]):
         with self._changed:
             self.require_ready()
             new = [key for key in prompts if key not in self._known]
-            if len(self._waiting) + len(new) > self._capacity:
+            if self.waiting + len(new) > self._capacity:
                 raise self._full(len(new), places_a_pointer)
             ticket: Ticket[K, V] = Ticket(set(prompts))
             for key in new:
@@ -161,19 +167,20 @@ class BatchWorker(Generic[K, P, V]):
                     continue
                 work.tickets.remove(ticket)
                 if not work.tickets and not work.taken:
-                    del self._known[key], self._waiting[key]
+                    del self._known[key]
+                    self._forget(key)
 
     def close(self, *, limit_s: float = 30.0) -> None:
         """Answers what waits with Unavailable and lets the batch that runs end, for at most `limit_s`."""
         with self._changed:
             if self._state != "failed":
                 self._state = "closed"
-            dropped = list(self._waiting.values())
-            self._waiting.clear()
+            dropped = [*self._postponed.values(), *self._waiting.values()]
             for work in dropped:
                 del self._known[work.key]
+                self._forget(work.key)
             self._changed.notify_all()
-        self._answer(dropped, Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back"))
+        self._answer(dropped, _stopping())
         if self._thread.is_alive():
             self._thread.join(limit_s)
 
@@ -202,25 +209,36 @@ class BatchWorker(Generic[K, P, V]):
     def _take(self) -> list[_Work[K, P, V]]:
         """The next batch; empty when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._state != "ready")
-            if self._state != "ready":
-                return []
-            window = list(islice(self._waiting.values(), self._batch_size * _WINDOW_BATCHES))
+            while self._state == "ready":
+                if batch := self._due() or self._alike():
+                    for work in batch:
+                        self._forget(work.key)
+                        work.taken = True
+                    return batch
+                self._changed.wait(_POSTPONED_S if self._postponed else None)
+            return []
+
+    def _due(self) -> list[_Work[K, P, V]]:
+        """Postponed work whose time has come; a batch of its own, for it may not be had this time either."""
+        now = time.monotonic()
+        return [work for work in islice(self._postponed.values(), self._batch_size) if work.due <= now]
+
+    def _alike(self) -> list[_Work[K, P, V]]:
+        """The oldest of what waits, and that which is most like it."""
+        window = list(islice(self._waiting.values(), self._batch_size * _WINDOW_BATCHES))
+        if window:
             oldest = self._length(window[0].prompt)
             window.sort(key=lambda work: abs(self._length(work.prompt) - oldest))
-            batch = window[: self._batch_size]
-            for work in batch:
-                del self._waiting[work.key]
-                work.taken = True
-            return batch
+        return window[: self._batch_size]
+
+    def _forget(self, key: K) -> None:
+        self._waiting.pop(key, None)
+        self._postponed.pop(key, None)
 
     def _work_on(self, batch: list[_Work[K, P, V]]) -> None:
         started = time.perf_counter()
         try:
             outcome = self._process({work.key: work.prompt for work in batch})
-            missing = [work.key for work in batch if work.key not in outcome]
-            if missing:
-                raise GenerationFailed(prompts=len(batch), reason=f"{len(missing)} of them got no answer")
         except LeverPlusError as exc:
             logger.warning("a batch of %d failed: %s", len(batch), exc)
             outcome = exc
@@ -228,11 +246,27 @@ class BatchWorker(Generic[K, P, V]):
             logger.exception("a batch of %d failed", len(batch))
             outcome = GenerationFailed(prompts=len(batch), reason=_one_line(exc))
             outcome.__cause__ = exc
-        self._seconds_per_key = (time.perf_counter() - started) / len(batch)
+        done = batch if isinstance(outcome, Exception) else [work for work in batch if work.key in outcome]
+        if done:
+            self._seconds_per_key = (time.perf_counter() - started) / len(done)
         with self._changed:
-            for work in batch:
+            for work in done:
                 del self._known[work.key]
-        self._answer(batch, outcome)
+            dropped = self._postpone([work for work in batch if work.key in self._known])
+        self._answer(done, outcome)
+        self._answer(dropped, _stopping())
+
+    def _postpone(self, batch: list[_Work[K, P, V]]) -> list[_Work[K, P, V]]:
+        """Lays work aside for a while. Returns what is not asked for again: nobody waits for it, or the worker is closed."""
+        dropped: list[_Work[K, P, V]] = []
+        for work in batch:
+            if work.tickets and self._state == "ready":
+                work.taken, work.due = False, time.monotonic() + _POSTPONED_S
+                self._postponed[work.key] = work
+            else:
+                del self._known[work.key]
+                dropped.append(work)
+        return dropped
 
     def _answer(self, batch: list[_Work[K, P, V]], outcome: Mapping[K, V] | Exception) -> None:
         keys: dict[Ticket[K, V], list[K]] = {}
@@ -252,9 +286,13 @@ class BatchWorker(Generic[K, P, V]):
                 f"send at most {'that many' if fits == self._capacity else fits} at a time"
             )
             return InvalidInput(detail, pending=new, fits=fits)
-        wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
+        wait = min(max(math.ceil(self.waiting * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
         what = "the scoring queue"
-        return QueueFull(pending=new, what=what, size=len(self._waiting), limit=self._capacity, retry_after_s=wait)
+        return QueueFull(pending=new, what=what, size=self.waiting, limit=self._capacity, retry_after_s=wait)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
 
 
 def _one_line(exc: Exception) -> str:

@@ -15,17 +15,19 @@ from leverplus.scoring import ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
 from vqa_scorer.answering import make_response
 from vqa_scorer.batching import BatchWorker, Ticket
+from vqa_scorer.claims import BatchClaims
 from vqa_scorer.engines import Engine
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
-from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
+from vqa_scorer.work import Outcome, Task, WorkKey, grouped, rough_length
 
 
 class ScoringService:
     """One engine, one store, many concurrent requests.
 
     `batch_size` prompts go to the engine at a time, `queue_size` pointers may wait, and a request is answered within
-    `deadline_s`. `load_failed` is called with the reason when the engine could not be loaded.
+    `deadline_s`. Other scorers on the database take what this one has begun over `claim_expiry_s` after it was killed.
+    `load_failed` is called with the reason when the engine could not be loaded.
     """
 
     def __init__(
@@ -37,13 +39,16 @@ class ScoringService:
         batch_size: int,
         queue_size: int,
         deadline_s: float,
+        claim_expiry_s: float,
         load_failed: Callable[[str], None] | None = None,
     ) -> None:
         self._engine = engine
         self._datasets = datasets
         self._open_scores = open_scores
         self._store: ScoreStore | None = None
+        self._claims: BatchClaims | None = None
         self._deadline_s = deadline_s
+        self._claim_expiry_s = claim_expiry_s
         self._images = ReadableImages()
         self._generation: dict[str, Any] = {}
         self._generation_digest = ""
@@ -118,25 +123,41 @@ class ScoringService:
         self._reserved = self._engine.reserved_texts()
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
+        # Nobody waits longer than the deadline for a batch: past it, others may try.
+        self._claims = BatchClaims(self._store, self._generation_digest, expiry_s=self._claim_expiry_s, limit_s=self._deadline_s)
 
     def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
-        """Outcomes of a batch, committed. Looked up once more first: a key may have been committed since its request did so."""
+        """Outcomes of a batch, committed; without the keys that another scorer on the same database is making.
+
+        Looked up once more first: a key may have been committed since its request did so.
+        """
+        assert self._claims is not None, "made before the worker is ready"
         try:
             outcomes = self._committed(batch)
-            pending = {key: task for key, task in batch.items() if key not in outcomes}
+            pending = [key for key in batch if key not in outcomes]
             if pending:
-                started = time.perf_counter()
-                made = self._ask_engine(pending)
-                seconds = time.perf_counter() - started
-                self._commit(made)
-                weighed = sum(key.kind == "probabilities" for key in pending)
-                self.metrics.add(generated=len(pending) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
-                # Another scorer on the same database may have committed a key first: what the store holds is the score.
+                with self._claims.held(pending) as won:
+                    self._make({key: batch[key] for key in won})
+                # Another scorer may have committed a key first: what the store holds is the score.
                 outcomes = self._committed(batch)
+        except OperationalError as exc:
+            self.metrics.add(failed_batches=1)
+            raise _database_away(exc) from exc
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
         return outcomes
+
+    def _make(self, tasks: Mapping[WorkKey, Task]) -> None:
+        """Lets the engine answer, and commits."""
+        if not tasks:
+            return
+        started = time.perf_counter()
+        made = self._ask_engine(tasks)
+        seconds = time.perf_counter() - started
+        self._commit(made)
+        weighed = sum(key.kind == "probabilities" for key in tasks)
+        self.metrics.add(generated=len(tasks) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
 
     def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome]:
         made: dict[WorkKey, Outcome] = {}
@@ -154,7 +175,7 @@ class ScoringService:
     def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
         found: dict[WorkKey, Outcome] = {}
         try:
-            for (dataset, kind), wanted in _grouped(keys).items():
+            for (dataset, kind), wanted in grouped(keys).items():
                 read = self.scores.committed if kind == "text" else self.scores.committed_probabilities
                 for score, outcome in read(dataset, self._generation_digest, wanted).items():
                     found[WorkKey(dataset, score, kind)] = outcome
@@ -163,21 +184,10 @@ class ScoringService:
         return found
 
     def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
-        try:
-            for (dataset, kind), keys in _grouped(outcomes).items():
-                rows: dict[ScoreKey, Any] = {key: outcomes[WorkKey(dataset, key, kind)] for key in keys}
-                write = self.scores.commit if kind == "text" else self.scores.commit_probabilities
-                write(dataset, self._generation_digest, rows)
-        except OperationalError as exc:
-            raise _database_away(exc) from exc
-
-
-def _grouped(keys: Iterable[WorkKey]) -> dict[tuple[str, Kind], list[ScoreKey]]:
-    """By dataset and kind: what one call of the store takes."""
-    groups: dict[tuple[str, Kind], list[ScoreKey]] = {}
-    for key in keys:
-        groups.setdefault((key.dataset_digest, key.kind), []).append(key.score)
-    return groups
+        for (dataset, kind), keys in grouped(outcomes).items():
+            rows: dict[ScoreKey, Any] = {key: outcomes[WorkKey(dataset, key, kind)] for key in keys}
+            write = self.scores.commit if kind == "text" else self.scores.commit_probabilities
+            write(dataset, self._generation_digest, rows)
 
 
 def _database_away(exc: OperationalError) -> Unavailable:

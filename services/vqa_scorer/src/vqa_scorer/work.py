@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-from leverplus.store import ScoreKey
+from leverplus.store import ScoreKey, ScoreKind
 from vqa_scorer.engines import ScoringPrompt
 
-Kind = Literal["text", "probabilities"]
 Outcome = str | Mapping[str, float]
 """Raw text, or answer -> P, as the work's kind says."""
 
@@ -23,7 +21,7 @@ class WorkKey:
 
     dataset_digest: str
     score: ScoreKey
-    kind: Kind = "text"
+    kind: ScoreKind = "text"
 
 
 @dataclass(frozen=True)
@@ -42,3 +40,11 @@ def rough_length(task: Task) -> int:
     shots = (*task.prompt.demonstrations, task.prompt.query)
     characters = sum(_CHARACTERS_PER_IMAGE + len(shot.question) + len(shot.answer or "") for shot in shots)
     return characters + (_APART if task.answers else 0)
+
+
+def grouped(keys: Iterable[WorkKey]) -> dict[tuple[str, ScoreKind], list[ScoreKey]]:
+    """By dataset and kind: what one call of the store takes."""
+    groups: dict[tuple[str, ScoreKind], list[ScoreKey]] = {}
+    for key in keys:
+        groups.setdefault((key.dataset_digest, key.kind), []).append(key.score)
+    return groups

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine, func, select, tuple_
 
-from leverplus.store.claims import end_claims
+from leverplus.store.claims import ClaimStore, end_claims
 from leverplus.store.schema import scores
 from leverplus.store.score_rows import (
     KEYS_PER_STATEMENT,
@@ -50,6 +50,10 @@ class ScoreStore:
         """Commits P of all of a query's answers for each key, as `commit` does its texts."""
         values = {key: dict(probabilities) for key, probabilities in rows.items()}
         self._write("probabilities", dataset_digest, generation_digest, values)
+
+    def claims(self, owner: str) -> ClaimStore:
+        """Claims of `owner` on scores of this database."""
+        return ClaimStore(self._engine, owner)
 
     def count(self) -> int:
         """Committed scores over all datasets and generations."""
