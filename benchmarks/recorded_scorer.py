@@ -1,8 +1,8 @@
 """A scorer process whose engine keeps a record of its own: what it was asked for, on disk before it answers.
 
-    LEVERPLUS_DATA=… DATABASE_URL=… LEVERPLUS_SCORER_PORT=… python benchmarks/recorded_scorer.py --record FILE
+    python benchmarks/recorded_scorer.py --record FILE --shortest-s 0.01 --longest-s 0.1
 
-Everything but the VLM is the real service. No two answers of the engine are alike, in no process, so that a score that was
+Everything but the VLM is the real service, with its settings in the environment. No two answers of the engine are alike, in no process, so that a score that was
 generated again can be told from the first. The dataset is one whose questions are item ids (`write_numbered`).
 """
 
@@ -85,8 +85,8 @@ class RecordedEngine:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--shortest-s", type=float, default=0.01)
-    parser.add_argument("--longest-s", type=float, default=0.1)
+    parser.add_argument("--shortest-s", type=float, required=True)
+    parser.add_argument("--longest-s", type=float, required=True)
     arguments = parser.parse_args()
     engine = RecordedEngine(arguments.record, shortest_s=arguments.shortest_s, longest_s=arguments.longest_s)
     settings = read_settings(ScorerSettings, os.environ)

@@ -43,6 +43,7 @@ from leverplus.store.schema import answer_probabilities, score_claims, scores
 
 NAME, ITEMS, KEYS = "numbered", 100, 20_000
 BATCH, CLIENTS, ASKED, WINDOW = 8, 4, 10, 40
+BATCH_S = (0.01, 0.1)
 CLAIM_EXPIRY_S = 2.0
 KILL_AFTER_S = (0.1, 0.8)
 LOOK_EVERY_S = 0.1
@@ -93,9 +94,10 @@ class Database:
 
 class Wanted:
     """Which scores the clients ask for next: out of a moving window, so that they ask for the same ones, and some that were
-    shown before."""
+    shown before; all of them with probabilities of answers, or none."""
 
-    def __init__(self, draw: random.Random) -> None:
+    def __init__(self, draw: random.Random, *, with_probabilities: bool) -> None:
+        self.with_probabilities = with_probabilities
         pairs: set[Pair] = set()
         while len(pairs) < KEYS:
             query, *pointer = draw.sample(range(ITEMS), draw.choice([1, 2, 3]))
@@ -132,14 +134,16 @@ class Shown:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def ask(urls: list[str], database: Database, wanted: Wanted, shown: Shown, stop: threading.Event, draw: random.Random) -> None:
+def ask(
+    urls: list[str], database: Database, offers: list[Wanted], shown: Shown, stop: threading.Event, draw: random.Random
+) -> None:
     """One client: asks until stopped; what fails, because a scorer is dead or starting, is asked for again later."""
     with httpx.Client(timeout=60) as client:
         while not stop.is_set():
+            wanted = draw.choice(offers)
             pairs = wanted.request(draw)
-            with_probabilities = draw.random() < 0.3
             queries = [{"query_id": query, "pointers": [pointer]} for query, pointer in pairs]
-            body = {"dataset": NAME, "queries": queries, "options": {"gt_prob": with_probabilities}}
+            body = {"dataset": NAME, "queries": queries, "options": {"gt_prob": wanted.with_probabilities}}
             try:
                 answer = client.post(f"{draw.choice(urls)}/score", json=body)
             except httpx.TransportError:
@@ -183,12 +187,14 @@ def compare(answer: Mapping[str, Any], rows: Mapping[ScoreName, str], shown: Sho
 
 
 class Scorer:
-    """A scorer process on a port of its own, started as often as it is killed."""
+    """A scorer process on a port of its own, started as often as it is killed; a batch takes it as long as `batch_s` says."""
 
-    def __init__(self, data: Path, database_url: str, record: Path) -> None:
+    def __init__(self, data: Path, database_url: str, record: Path, *, batch_s: tuple[float, float] = BATCH_S) -> None:
         port = Ports.free().scorer
         self.url = f"http://127.0.0.1:{port}"
-        self._command = [sys.executable, str(ROOT / "benchmarks" / "recorded_scorer.py"), "--record", str(record)]
+        shortest_s, longest_s = batch_s
+        program = [sys.executable, str(ROOT / "benchmarks" / "recorded_scorer.py"), "--record", str(record)]
+        self._command = [*program, "--shortest-s", str(shortest_s), "--longest-s", str(longest_s)]
         self._environment = {
             **os.environ,
             "LEVERPLUS_DATA": str(data),
@@ -237,7 +243,7 @@ def thread(target: Any, *arguments: Any, failures: list[str], stop: threading.Ev
     def run() -> None:
         try:
             target(*arguments)
-        except Exception as exc:  # noqa: BLE001 - told at the end, with the rest
+        except Exception as exc:  # noqa: BLE001
             failures.append(f"{type(exc).__name__}: {exc}")
 
     running = threading.Thread(target=run, daemon=True)
@@ -262,7 +268,8 @@ def kill_repeatedly(database_url: str, folder: Path, *, scorers: int, kills: int
     write_numbered(data, NAME, ITEMS)
     open_store(database_url).dispose()
     running = [Scorer(data.path, database_url, record) for _ in range(scorers)]
-    database, wanted, shown, watched, stop = Database(database_url), Wanted(draw), Shown(), Watched(), threading.Event()
+    offers = [Wanted(draw, with_probabilities=choice) for choice in (False, True)]
+    database, shown, watched, stop = Database(database_url), Shown(), Watched(), threading.Event()
     killed: list[Kill] = []
     with ExitStack() as stack:
         stack.callback(database.close)
@@ -274,8 +281,7 @@ def kill_repeatedly(database_url: str, folder: Path, *, scorers: int, kills: int
         stack.enter_context(thread(watch, database, watched, stop, failures=shown.failures, stop=stop))
         urls = [scorer.url for scorer in running]
         for _ in range(CLIENTS):
-            of_its_own = random.Random(draw.random())
-            client = (ask, urls, database, wanted, shown, stop, of_its_own)
+            client = (ask, urls, database, offers, shown, stop, random.Random(draw.random()))
             stack.enter_context(thread(*client, failures=shown.failures, stop=stop))
         for _ in range(kills):
             victim = draw.choice(running)
@@ -348,6 +354,7 @@ def main() -> None:
         "commit": commit(),
         "batch_size": BATCH,
         "clients": CLIENTS,
+        "batch_s": BATCH_S,
         "claim_expiry_s": CLAIM_EXPIRY_S,
     }
     rows: list[dict[str, Any]] = []
@@ -369,7 +376,8 @@ def told(row: Mapping[str, Any]) -> str:
     in_flight, repeated = row["in_flight_at_kills"], row["repeated_after_kills"]
     return (
         f"{row['database']}, {row['scorers']} scorer(s), {row['kills']} kills in {row['seconds']} s: "
-        f"{row['responses']} responses with {row['scores_shown']} scores; {row['committed']} committed, {row['generated']} generated; "
+        f"{row['responses']} responses with {row['scores_shown']} scores; {row['committed']} committed, "
+        f"{row['generated']} generated; "
         f"in flight at a kill at most {max(in_flight)}, in all {sum(in_flight)}, of which {sum(repeated)} were generated again; "
         f"broken promises: {broken or 'none'}"
     )
