@@ -2,8 +2,9 @@
 
     python benchmarks/recorded_scorer.py --record FILE --shortest-s 0.01 --longest-s 0.1
 
-Everything but the VLM is the real service, with its settings in the environment. No two answers of the engine are alike, in no process, so that a score that was
-generated again can be told from the first. The dataset is one whose questions are item ids (`write_numbered`).
+Everything but the VLM is the real service, with its settings in the environment. No two answers of the engine are alike, in
+no process, so that a score that was generated again can be told from the first. The dataset is one whose questions are item
+ids (`write_numbered`).
 """
 
 from __future__ import annotations

@@ -50,30 +50,20 @@ class ClaimStore:
 
         The claims end `expiry_s` seconds from now unless they are renewed.
         """
-        won: set[tuple[int, str]] = set()
+        if not keys:
+            return set()
         now = time.time()
-        wanted = addresses(keys)
         with self._engine.begin() as connection:
             set_id = make_set(connection, dataset_digest, generation_digest)
-            for start in range(0, len(wanted), KEYS_PER_STATEMENT):
-                values = [
-                    {
-                        "set_id": set_id,
-                        "query_id": query_id,
-                        "pointer": pointer,
-                        "kind": kind,
-                        "owner": self.owner,
-                        "expires_at": now + expiry_s,
-                    }
-                    for query_id, pointer in wanted[start : start + KEYS_PER_STATEMENT]
-                ]
-                insert = insert_into(connection, score_claims).values(values)
-                statement = insert.on_conflict_do_update(
-                    index_elements=[_row.set_id, _row.query_id, _row.pointer, _row.kind],
-                    set_={"owner": insert.excluded.owner, "expires_at": insert.excluded.expires_at},
-                    where=or_(_row.expires_at <= now, _row.owner == self.owner),
-                ).returning(_row.query_id, _row.pointer)
-                won.update((row.query_id, row.pointer) for row in connection.execute(statement))
+            address = {"set_id": set_id, "kind": kind, "owner": self.owner, "expires_at": now + expiry_s}
+            rows = [{**address, "query_id": query_id, "pointer": pointer} for query_id, pointer in addresses(keys)]
+            insert = insert_into(connection, score_claims)
+            statement = insert.on_conflict_do_update(
+                index_elements=[_row.set_id, _row.query_id, _row.pointer, _row.kind],
+                set_={"owner": insert.excluded.owner, "expires_at": insert.excluded.expires_at},
+                where=or_(_row.expires_at <= now, _row.owner == self.owner),
+            ).returning(_row.query_id, _row.pointer)
+            won = {(row.query_id, row.pointer) for row in connection.execute(statement, rows)}
             # Whoever had a key may have committed it, and so ended its claim, just before this one was made.
             committed = _committed(connection, set_id, kind, sorted(won))
             end_claims(connection, set_id, kind, sorted(committed))
