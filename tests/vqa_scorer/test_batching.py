@@ -12,7 +12,8 @@ from vqa_scorer.batching import BatchWorker
 
 
 class Recorder:
-    """Upper-cases keys; records batches; waits for `gate` in each; `failures` of a key are raised, `refused` given."""
+    """Upper-cases keys, but leaves out `elsewhere`; records batches; waits for `gate` in each; `failures` of a key are raised,
+    `refused` given."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -20,6 +21,7 @@ class Recorder:
         self.gate = Event()
         self.failures: dict[str, Exception] = {}
         self.refused: dict[str, LeverPlusError] = {}
+        self.elsewhere: set[str] = set()
 
     def __call__(self, batch: Mapping[str, int]) -> dict[str, str | LeverPlusError]:
         self.batches.append(list(batch))
@@ -28,7 +30,7 @@ class Recorder:
         for key in batch:
             if key in self.failures:
                 raise self.failures[key]
-        return {key: self.refused.get(key, key.upper()) for key in batch}
+        return {key: self.refused.get(key, key.upper()) for key in batch if key not in self.elsewhere}
 
 
 @asynccontextmanager
@@ -36,7 +38,7 @@ async def started(
     recorder: Recorder, *, batch_size: int = 4, capacity: int = 4, load: Callable[[], None] = lambda: None
 ) -> AsyncGenerator[BatchWorker[str, int, str]]:
     worker: BatchWorker[str, int, str] = BatchWorker(
-        recorder, load=load, batch_size=batch_size, capacity=capacity, length=lambda length: length
+        recorder, load=load, batch_size=batch_size, capacity=capacity, order=lambda length: length
     )
     worker.start()
     try:
@@ -60,6 +62,12 @@ async def occupy(worker: BatchWorker[str, int, str], recorder: Recorder) -> asyn
     ticket = worker.submit({"first": 0})
     assert await asyncio.to_thread(recorder.taken.wait, 10)
     return asyncio.ensure_future(ticket.values())
+
+
+async def as_long_as_ready(worker: BatchWorker[str, int, str]) -> None:
+    while True:
+        worker.require_ready()
+        await asyncio.sleep(0.001)
 
 
 def test_requests_that_wait_share_a_batch_and_a_lone_one_is_not_held_up() -> None:
@@ -161,7 +169,7 @@ def test_an_abandoned_ticket_frees_its_places_and_is_not_worked_on() -> None:
     asyncio.run(scenario())
 
 
-def test_a_batch_holds_the_oldest_and_those_most_like_it() -> None:
+def test_a_batch_holds_the_oldest_and_its_neighbours() -> None:
     async def scenario() -> None:
         recorder = Recorder()
         async with started(recorder, batch_size=3, capacity=8) as worker:
@@ -169,7 +177,78 @@ def test_a_batch_holds_the_oldest_and_those_most_like_it() -> None:
             ticket = worker.submit({"a2": 2, "b0": 0, "c2": 2, "d0": 0, "e1": 1})
             recorder.gate.set()
             assert len(await ticket.values()) == 5
-        assert recorder.batches == [["first"], ["a2", "c2", "e1"], ["b0", "d0"]]
+        assert recorder.batches == [["first"], ["e1", "a2", "c2"], ["b0", "d0"]]
+
+    asyncio.run(scenario())
+
+
+def test_what_is_made_elsewhere_is_asked_for_again_while_other_work_goes_on() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        recorder.elsewhere = {"b"}
+        async with started(recorder, batch_size=2, capacity=6) as worker:
+            first = await occupy(worker, recorder)
+            both = asyncio.ensure_future(worker.submit({"a": 0, "b": 0}).values())
+            others = worker.submit({"c": 0, "d": 0, "e": 0})
+            recorder.gate.set()
+            await first
+            assert await others.values() == {"c": "C", "d": "D", "e": "E"}
+            assert not both.done()
+            assert (worker.waiting, worker.in_progress) in {(1, 0), (0, 1)}
+            recorder.elsewhere = set()
+            assert await both == {"a": "A", "b": "B"}
+            assert (worker.waiting, worker.in_progress) == (0, 0)
+        assert recorder.batches[:2] == [["first"], ["a", "b"]]
+        # It does not take a place in the batches of the others.
+        assert [batch for batch in recorder.batches[2:] if "b" not in batch] == [["c", "d"], ["e"]]
+        assert all(batch == ["b"] for batch in recorder.batches[2:] if "b" in batch)
+
+    asyncio.run(scenario())
+
+
+def test_what_is_made_elsewhere_takes_a_place_until_nobody_waits_for_it() -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        recorder.elsewhere = {"a", "b"}
+        recorder.gate.set()
+        async with started(recorder, capacity=2) as worker:
+            ticket = worker.submit({"a": 0, "b": 0})
+            async with asyncio.timeout(10):
+                while not recorder.batches or worker.waiting < 2:
+                    await asyncio.sleep(0.001)
+            with pytest.raises(QueueFull):
+                worker.submit({"c": 0})
+            worker.abandon(ticket)
+            async with asyncio.timeout(10):
+                while worker.waiting or worker.in_progress:
+                    await asyncio.sleep(0.001)
+            recorder.elsewhere = set()
+            assert await worker.submit({"c": 0, "a": 0}).values() == {"c": "C", "a": "A"}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("in_a_batch", [False, True])
+def test_stopping_answers_what_is_made_elsewhere(in_a_batch: bool) -> None:
+    async def scenario() -> None:
+        recorder = Recorder()
+        recorder.elsewhere = {"first"}
+        async with started(recorder) as worker:
+            waiting = await occupy(worker, recorder)
+            if not in_a_batch:
+                recorder.gate.set()
+                async with asyncio.timeout(10):
+                    while not worker.waiting:
+                        await asyncio.sleep(0.001)
+            closing = asyncio.ensure_future(asyncio.to_thread(worker.close))
+            if in_a_batch:
+                with pytest.raises(Unavailable, match="stopping"):
+                    await as_long_as_ready(worker)
+                recorder.gate.set()
+            with pytest.raises(Unavailable, match="stopping"):
+                await waiting
+            await closing
+            assert (worker.waiting, worker.in_progress) == (0, 0)
 
     asyncio.run(scenario())
 

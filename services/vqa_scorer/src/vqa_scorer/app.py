@@ -44,6 +44,7 @@ def create_app(
         batch_size=settings.batch_size,
         queue_size=settings.queue_size,
         deadline_s=settings.deadline_s,
+        claim_expiry_s=settings.claim_expiry_s,
         load_failed=load_failed,
     )
 

@@ -3,6 +3,7 @@
 The thread takes whatever waits, at most a batch, without a timer: a lone request is not held up, and under load batches
 fill by themselves. A key that is asked for while it waits or is being worked on joins that work. Every accepted ticket is
 answered: with what its keys came to, with the error of one of them or of a batch, or with Unavailable when the service stops.
+What a batch did not get, because somebody else is at it, is laid aside and asked for again, while other work goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError, QueueFull, Unavailable
 
@@ -28,8 +29,10 @@ V = TypeVar("V")
 State = Literal["loading", "ready", "failed", "closed"]
 
 _WINDOW_BATCHES = 8
-"""How many batches' worth of the oldest work is looked through for prompts of similar length."""
+"""How many batches' worth of the oldest work is looked through for prompts that share work."""
 _LONGEST_RETRY_AFTER_S = 60
+_POSTPONED_S = 0.2
+"""How long work that a batch did not get is laid aside."""
 
 
 class Ticket(Generic[K, V]):
@@ -72,15 +75,18 @@ class _Work(Generic[K, P, V]):
     prompt: P
     tickets: list[Ticket[K, V]] = field(default_factory=list["Ticket[K, V]"])
     taken: bool = False
+    due: float = 0.0
+    """When postponed work is asked for again, on time.monotonic()."""
 
 
 class BatchWorker(Generic[K, P, V]):
     """Runs `load`, then `process` on batches, in one thread.
 
-    `process` gets key -> prompt (at most `batch_size`) and returns for all of them key -> value, or the error that concerns this
-    key alone; or it raises, and the whole batch has failed. `capacity` is
-    the number of keys that may wait. `length` is a rough measure by which prompts of a batch are chosen alike; the oldest
-    is always among them. `load_failed` is called with the reason when `load` raised.
+    `process` gets key -> prompt (at most `batch_size`, which `load` may change) and returns key -> value, or the error that
+    concerns this key alone; for a key that it leaves out it is asked again a little later. Or it raises, and the whole batch has
+    failed. `capacity` is the number of keys that may wait. `order` sorts prompts so that those which share work are neighbours:
+    batches are chosen by it, and the oldest prompt is always among them. `load_failed` is called with the reason when `load`
+    raised.
     """
 
     def __init__(
@@ -90,32 +96,33 @@ class BatchWorker(Generic[K, P, V]):
         load: Callable[[], None],
         batch_size: int,
         capacity: int,
-        length: Callable[[P], int],
+        order: Callable[[P], Any],
         load_failed: Callable[[str], None] | None = None,
     ) -> None:
         self._process = process
         self._load = load
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._capacity = capacity
-        self._length = length
+        self._order = order
         self._load_failed = load_failed
         self._state: State = "loading"
         self._reason = ""
         self._changed = threading.Condition()
         self._known: dict[K, _Work[K, P, V]] = {}
         self._waiting: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
+        self._postponed: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
         self._seconds_per_key = 0.0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def waiting(self) -> int:
-        """Keys that no batch has taken yet."""
-        return len(self._waiting)
+        """Keys that no batch has taken yet, or that it did not get."""
+        return len(self._waiting) + len(self._postponed)
 
     @property
     def in_progress(self) -> int:
         with self._changed:
-            return len(self._known) - len(self._waiting)
+            return len(self._known) - self.waiting
 
     @property
     def capacity(self) -> int:
@@ -131,7 +138,7 @@ class BatchWorker(Generic[K, P, V]):
         if self._state == "failed":
             raise Unavailable(what="the VLM", reason=self._reason, hint="mend its settings and start again")
         if self._state == "closed":
-            raise Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
+            raise _stopping()
 
     def submit(self, prompts: Mapping[K, P], *, places_a_pointer: int = 1, keep_free: int = 0) -> Ticket[K, V]:
         """Enqueues all of `prompts` or, with QueueFull, none; InvalidInput, saying how many fit, where all will never do.
@@ -143,7 +150,7 @@ class BatchWorker(Generic[K, P, V]):
         with self._changed:
             self.require_ready()
             new = [key for key in prompts if key not in self._known]
-            if new and len(self._waiting) + len(new) > limit:
+            if new and self.waiting + len(new) > limit:
                 raise self._full(len(new), places_a_pointer, limit)
             ticket: Ticket[K, V] = Ticket(set(prompts))
             for key in new:
@@ -163,19 +170,20 @@ class BatchWorker(Generic[K, P, V]):
                     continue
                 work.tickets.remove(ticket)
                 if not work.tickets and not work.taken:
-                    del self._known[key], self._waiting[key]
+                    del self._known[key]
+                    self._forget(key)
 
     def hand_back(self) -> None:
         """Answers what waits with Unavailable, takes nothing more, and lets the batch that runs end; does not wait for it."""
         with self._changed:
             if self._state != "failed":
                 self._state = "closed"
-            dropped = list(self._waiting.values())
-            self._waiting.clear()
+            dropped = [*self._postponed.values(), *self._waiting.values()]
             for work in dropped:
                 del self._known[work.key]
+                self._forget(work.key)
             self._changed.notify_all()
-        self._answer(dropped, Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back"))
+        self._answer(dropped, _stopping())
 
     def close(self, *, limit_s: float = 30.0) -> None:
         """`hand_back`, then waits for the batch that runs, for at most `limit_s`."""
@@ -208,25 +216,38 @@ class BatchWorker(Generic[K, P, V]):
     def _take(self) -> list[_Work[K, P, V]]:
         """The next batch; empty when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._state != "ready")
-            if self._state != "ready":
-                return []
-            window = list(islice(self._waiting.values(), self._batch_size * _WINDOW_BATCHES))
-            oldest = self._length(window[0].prompt)
-            window.sort(key=lambda work: abs(self._length(work.prompt) - oldest))
-            batch = window[: self._batch_size]
-            for work in batch:
-                del self._waiting[work.key]
-                work.taken = True
-            return batch
+            while self._state == "ready":
+                if batch := self._due() or self._alike():
+                    for work in batch:
+                        self._forget(work.key)
+                        work.taken = True
+                    return batch
+                self._changed.wait(_POSTPONED_S if self._postponed else None)
+            return []
+
+    def _due(self) -> list[_Work[K, P, V]]:
+        """Postponed work whose time has come; a batch of its own, for it may not be had this time either."""
+        now = time.monotonic()
+        return [work for work in islice(self._postponed.values(), self.batch_size) if work.due <= now]
+
+    def _alike(self) -> list[_Work[K, P, V]]:
+        """The oldest of what waits, and its neighbours."""
+        window = list(islice(self._waiting.values(), self.batch_size * _WINDOW_BATCHES))
+        if len(window) <= self.batch_size:
+            return window
+        oldest = window[0]
+        window.sort(key=lambda work: self._order(work.prompt))
+        start = min(window.index(oldest), len(window) - self.batch_size)
+        return window[start : start + self.batch_size]
+
+    def _forget(self, key: K) -> None:
+        self._waiting.pop(key, None)
+        self._postponed.pop(key, None)
 
     def _work_on(self, batch: list[_Work[K, P, V]]) -> None:
         started = time.perf_counter()
         try:
             outcome = self._process({work.key: work.prompt for work in batch})
-            missing = [work.key for work in batch if work.key not in outcome]
-            if missing:
-                raise GenerationFailed(prompts=len(batch), reason=f"{len(missing)} of them got no answer")
         except LeverPlusError as exc:
             logger.warning("a batch of %d failed: %s", len(batch), exc)
             outcome = exc
@@ -234,11 +255,27 @@ class BatchWorker(Generic[K, P, V]):
             logger.exception("a batch of %d failed", len(batch))
             outcome = GenerationFailed(prompts=len(batch), reason=_one_line(exc))
             outcome.__cause__ = exc
-        self._seconds_per_key = (time.perf_counter() - started) / len(batch)
+        done = batch if isinstance(outcome, Exception) else [work for work in batch if work.key in outcome]
+        if done:
+            self._seconds_per_key = (time.perf_counter() - started) / len(done)
         with self._changed:
-            for work in batch:
+            for work in done:
                 del self._known[work.key]
-        self._answer(batch, outcome)
+            dropped = self._postpone([work for work in batch if work.key in self._known])
+        self._answer(done, outcome)
+        self._answer(dropped, _stopping())
+
+    def _postpone(self, batch: list[_Work[K, P, V]]) -> list[_Work[K, P, V]]:
+        """Lays work aside for a while. Returns what is not asked for again: nobody waits for it, or the worker is closed."""
+        dropped: list[_Work[K, P, V]] = []
+        for work in batch:
+            if work.tickets and self._state == "ready":
+                work.taken, work.due = False, time.monotonic() + _POSTPONED_S
+                self._postponed[work.key] = work
+            else:
+                del self._known[work.key]
+                dropped.append(work)
+        return dropped
 
     def _answer(self, batch: list[_Work[K, P, V]], outcome: Mapping[K, V | LeverPlusError] | Exception) -> None:
         keys: dict[Ticket[K, V], list[K]] = {}
@@ -259,9 +296,9 @@ class BatchWorker(Generic[K, P, V]):
                 "have any number streamed"
             )
             return InvalidInput(detail, pending=new, fits=fits)
-        wait = min(max(math.ceil(len(self._waiting) * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
+        wait = min(max(math.ceil(self.waiting * self._seconds_per_key), 1), _LONGEST_RETRY_AFTER_S)
         what = "the scoring queue"
-        return QueueFull(pending=new, what=what, size=len(self._waiting), limit=limit, retry_after_s=wait)
+        return QueueFull(pending=new, what=what, size=self.waiting, limit=limit, retry_after_s=wait)
 
 
 def _all_or_error(outcome: Mapping[K, V | LeverPlusError], keys: Sequence[K]) -> dict[K, V] | LeverPlusError:
@@ -272,6 +309,10 @@ def _all_or_error(outcome: Mapping[K, V | LeverPlusError], keys: Sequence[K]) ->
             return value
         found[key] = value
     return found
+
+
+def _stopping() -> Unavailable:
+    return Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
 
 
 def _one_line(exc: Exception) -> str:

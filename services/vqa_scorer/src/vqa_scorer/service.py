@@ -17,11 +17,12 @@ from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
 from vqa_scorer.answering import make_fingerprint, make_response
 from vqa_scorer.batching import BatchWorker, Ticket
+from vqa_scorer.claims import BatchClaims
 from vqa_scorer.engines import Counting, Engine
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
 from vqa_scorer.streaming import Prepared, ScoreStream
-from vqa_scorer.work import Kind, Outcome, Task, WorkKey, rough_length
+from vqa_scorer.work import Outcome, Task, WorkKey, grouped, order
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,9 @@ _COUNTED_AT_A_TIME = 10_000
 class ScoringService:
     """One engine, one store, many concurrent requests.
 
-    `batch_size` prompts go to the engine at a time, `queue_size` pointers may wait, and a request is answered within
-    `deadline_s`. `load_failed` is called with the reason when the engine could not be loaded.
+    `batch_size` prompts, or as many as the engine says, go to the engine at a time. `queue_size` pointers may wait, and a request
+    is answered within `deadline_s`. Other scorers on the database take what this one has begun over `claim_expiry_s` after it
+    was killed. `load_failed` is called with the reason when the engine could not be loaded.
     """
 
     def __init__(
@@ -41,15 +43,18 @@ class ScoringService:
         datasets: OpenDatasets,
         open_scores: Callable[[], ScoreStore],
         *,
-        batch_size: int,
+        batch_size: int | None,
         queue_size: int,
         deadline_s: float,
+        claim_expiry_s: float,
         load_failed: Callable[[str], None] | None = None,
     ) -> None:
         self._engine = engine
         self._datasets = datasets
         self._open_scores = open_scores
         self._store: ScoreStore | None = None
+        self._claims: BatchClaims | None = None
+        self._claim_expiry_s = claim_expiry_s
         self._batch_size = batch_size
         self.deadline_s = deadline_s
         self._images = ReadableImages()
@@ -59,9 +64,9 @@ class ScoringService:
         self.worker: BatchWorker[WorkKey, Task, Outcome] = BatchWorker(
             self._process,
             load=self._load,
-            batch_size=batch_size,
+            batch_size=batch_size or 1,
             capacity=queue_size,
-            length=rough_length,
+            order=order,
             load_failed=load_failed,
         )
         self.metrics = ScorerMetrics(
@@ -114,7 +119,7 @@ class ScoringService:
                     worker=self.worker,
                     metrics=self.metrics,
                     generation=self._generation,
-                    batch_size=self._batch_size,
+                    batch_size=self.worker.batch_size,
                     deadline_s=self.deadline_s,
                 )
                 await stream.start()
@@ -188,32 +193,50 @@ class ScoringService:
     def _load(self) -> None:
         self._store = self._open_scores()
         self._engine.load()
+        self.worker.batch_size = self._batch_size or self._engine.batch_size
         self._reserved = self._engine.reserved_texts()
         self._generation = self._engine.generation_fingerprint()
         self._generation_digest = digest(self._generation)
+        # Nobody waits longer than the deadline for a batch: past it, others may try.
+        self._claims = BatchClaims(self._store, self._generation_digest, expiry_s=self._claim_expiry_s, limit_s=self.deadline_s)
 
     def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome | LeverPlusError]:
-        """What is committed of a batch, and why the rest is not. Looked up once more first: a request did so a while ago."""
+        """What is committed of a batch, and why some of it failed; without the keys that another scorer on the store is making.
+
+        Looked up once more first: a key may have been committed since its request did so.
+        """
+        assert self._claims is not None, "made before the worker is ready"
         try:
             outcomes: dict[WorkKey, Outcome | LeverPlusError] = {**self._committed(batch)}
-            pending = {key: task for key, task in batch.items() if key not in outcomes}
+            pending = [key for key in batch if key not in outcomes]
             if pending:
-                started = time.perf_counter()
-                made, failed = self._ask_engine(pending)
-                seconds = time.perf_counter() - started
-                with self.metrics.phase("commit"):
-                    self._commit(made)
-                weighed = sum(key.kind == "probabilities" for key in made)
-                self.metrics.add(generated=len(made) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
-                if failed:
-                    self.metrics.add(failed_batches=1)
-                    logger.warning("%d of a batch of %d failed: %s", len(failed), len(batch), next(iter(failed.values())))
-                # Another scorer on the same database may have committed a key first: what the store holds is the score.
+                with self._claims.held(pending) as won:
+                    failed = self._make({key: batch[key] for key in won})
+                # Another scorer may have committed a key first: what the store holds is the score.
                 outcomes = {**failed, **self._committed(batch)}
+        except OperationalError as exc:
+            self.metrics.add(failed_batches=1)
+            raise _database_away(exc) from exc
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
         return outcomes
+
+    def _make(self, tasks: Mapping[WorkKey, Task]) -> dict[WorkKey, LeverPlusError]:
+        """Lets the engine answer, and commits. The errors of what could not be answered."""
+        if not tasks:
+            return {}
+        started = time.perf_counter()
+        made, failed = self._ask_engine(tasks)
+        seconds = time.perf_counter() - started
+        with self.metrics.phase("commit"):
+            self._commit(made)
+        weighed = sum(key.kind == "probabilities" for key in made)
+        self.metrics.add(generated=len(made) - weighed, weighed=weighed, batches=1, engine_seconds=seconds)
+        if failed:
+            self.metrics.add(failed_batches=1)
+            logger.warning("%d of a batch of %d failed: %s", len(failed), len(tasks), next(iter(failed.values())))
+        return failed
 
     def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> tuple[dict[WorkKey, Outcome], dict[WorkKey, LeverPlusError]]:
         """What was made, and the errors of what was not."""
@@ -238,7 +261,7 @@ class ScoringService:
     def _committed(self, keys: Iterable[WorkKey]) -> dict[WorkKey, Outcome]:
         found: dict[WorkKey, Outcome] = {}
         try:
-            for (dataset, kind), wanted in _grouped(keys).items():
+            for (dataset, kind), wanted in grouped(keys).items():
                 read = self.scores.committed if kind == "text" else self.scores.committed_probabilities
                 for score, outcome in read(dataset, self._generation_digest, wanted).items():
                     found[WorkKey(dataset, score, kind)] = outcome
@@ -247,13 +270,10 @@ class ScoringService:
         return found
 
     def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
-        try:
-            for (dataset, kind), keys in _grouped(outcomes).items():
-                rows: dict[ScoreKey, Any] = {key: outcomes[WorkKey(dataset, key, kind)] for key in keys}
-                write = self.scores.commit if kind == "text" else self.scores.commit_probabilities
-                write(dataset, self._generation_digest, rows)
-        except OperationalError as exc:
-            raise _database_away(exc) from exc
+        for (dataset, kind), keys in grouped(outcomes).items():
+            rows: dict[ScoreKey, Any] = {key: outcomes[WorkKey(dataset, key, kind)] for key in keys}
+            write = self.scores.commit if kind == "text" else self.scores.commit_probabilities
+            write(dataset, self._generation_digest, rows)
 
 
 def _wanted(plan: ScorePlan) -> list[WorkKey]:
@@ -261,14 +281,6 @@ def _wanted(plan: ScorePlan) -> list[WorkKey]:
     dataset = plan.opened.digest
     texts = [WorkKey(dataset, key) for key in plan.text_keys()]
     return texts + [WorkKey(dataset, key, "probabilities") for key in plan.weighed_keys()]
-
-
-def _grouped(keys: Iterable[WorkKey]) -> dict[tuple[str, Kind], list[ScoreKey]]:
-    """By dataset and kind: what one call of the store takes."""
-    groups: dict[tuple[str, Kind], list[ScoreKey]] = {}
-    for key in keys:
-        groups.setdefault((key.dataset_digest, key.kind), []).append(key.score)
-    return groups
 
 
 def _database_away(exc: OperationalError) -> Unavailable:

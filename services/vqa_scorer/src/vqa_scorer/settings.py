@@ -12,7 +12,8 @@ from leverplus.data_root import DataRoot
 
 
 class ScorerSettings(BaseModel):
-    """`database_url` is the SQLite file of the data root where it is not given.
+    """`database_url` is the SQLite file of the data root where it is not given. `claim_expiry_s` is how long other scorers on the
+    database wait for what one that was killed had begun; it is to be longer than the machines' clocks differ.
 
     The VLM is the model directory `vlm`, with the LoRA adapter in `lora` if one is named, or `openai_model` on the server at
     `openai_url`: one of the two, never both. Device, dtype and threads count for a directory only. `deadline_s` is a request's,
@@ -39,9 +40,10 @@ class ScorerSettings(BaseModel):
     max_new_tokens: int = Field(5, ge=1, le=512, validation_alias="LEVERPLUS_MAX_NEW_TOKENS")
     num_beams: int = Field(1, ge=1, le=32, validation_alias="LEVERPLUS_NUM_BEAMS")
     length_penalty: float = Field(0.0, validation_alias="LEVERPLUS_LENGTH_PENALTY")
-    batch_size: int = Field(32, ge=1, validation_alias="LEVERPLUS_BATCH_SIZE")
+    batch_size: int | None = Field(None, ge=1, validation_alias="LEVERPLUS_BATCH_SIZE")
     queue_size: int = Field(4096, ge=1, validation_alias="LEVERPLUS_QUEUE_SIZE")
     deadline_s: float = Field(300.0, gt=0, validation_alias="LEVERPLUS_DEADLINE_S")
+    claim_expiry_s: float = Field(15.0, ge=0.5, validation_alias="LEVERPLUS_CLAIM_EXPIRY_S")
 
     @model_validator(mode="after")
     def _one_vlm(self) -> Self:

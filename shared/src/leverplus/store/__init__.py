@@ -1,7 +1,20 @@
-"""The database: committed scores and jobs, on SQLite (WAL) or PostgreSQL, migrated by Alembic."""
+"""The database: committed scores, claims on them and jobs, on SQLite (WAL) or PostgreSQL, migrated by Alembic."""
 
+from leverplus.store.claims import ClaimStore
 from leverplus.store.engine import open_store
 from leverplus.store.jobs import Job, JobState, JobStore, Lease, LeaseLost
-from leverplus.store.scores import ScoreKey, ScoreStore
+from leverplus.store.score_rows import ScoreKey, ScoreKind
+from leverplus.store.scores import ScoreStore
 
-__all__ = ["Job", "JobState", "JobStore", "Lease", "LeaseLost", "ScoreKey", "ScoreStore", "open_store"]
+__all__ = [
+    "ClaimStore",
+    "Job",
+    "JobState",
+    "JobStore",
+    "Lease",
+    "LeaseLost",
+    "ScoreKey",
+    "ScoreKind",
+    "ScoreStore",
+    "open_store",
+]

@@ -18,6 +18,11 @@ from leverplus.errors import InvalidConfig, Unavailable
 _MIGRATION_LOCK = 0x6C706C7573
 """Key of PostgreSQL's advisory lock: any number that nothing else in the database uses."""
 _BUSY_TIMEOUT_S = 30
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sqlite": {},
+    # Every statement is to see what others have committed, whatever the server's default.
+    "postgresql": {"pool_pre_ping": True, "isolation_level": "READ COMMITTED"},
+}
 
 
 def open_store(url: str) -> Engine:
@@ -38,7 +43,7 @@ def open_store(url: str) -> Engine:
     try:
         if dialect == "sqlite" and parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_pre_ping=dialect == "postgresql")
+        engine = create_engine(parsed, **_OPTIONS[dialect])
     except OSError as exc:
         raise _not_writable(shown, exc) from exc
     except ModuleNotFoundError as exc:
@@ -83,16 +88,14 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 @contextmanager
 def _advisory_lock(connection: Connection) -> Generator[None]:
-    """On PostgreSQL only one process at a time migrates; the others wait, then find nothing to do."""
+    """On PostgreSQL only one process at a time migrates; the others wait, then find nothing to do. The lock goes with the
+    transaction: given back before the new tables are committed, it would let the next one make them again."""
     if connection.dialect.name != "postgresql":
         yield
         return
-    connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _MIGRATION_LOCK})
-    try:
-        yield
-    finally:
-        connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _MIGRATION_LOCK})
-        connection.commit()
+    connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
+    yield
+    connection.commit()
 
 
 @contextmanager

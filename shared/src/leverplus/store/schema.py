@@ -38,6 +38,18 @@ answer_probabilities = Table(
 )
 """How likely the VLM is to reply with each of the query's answers, all in one row: {answer: P}."""
 
+score_claims = Table(
+    "score_claims",
+    metadata,
+    Column("set_id", Integer, ForeignKey("score_sets.id"), primary_key=True),
+    Column("query_id", Integer, primary_key=True),
+    Column("pointer", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("expires_at", Float, nullable=False),
+)
+"""Which scorer is making a score that is not committed yet; `kind` is text or probabilities."""
+
 jobs = Table(
     "jobs",
     metadata,

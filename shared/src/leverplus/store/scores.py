@@ -7,16 +7,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Column, Connection, Engine, func, select, tuple_
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Engine, func, select, tuple_
 
-from leverplus.ids import ItemId, Pointer
-from leverplus.store.schema import answer_probabilities, score_sets, scores
-
-ScoreKey = tuple[ItemId, Pointer]
-
-_KEYS_PER_STATEMENT = 400
-"""Two bound values a key; SQLite allows 32,766 in a statement, and short statements are parsed faster."""
+from leverplus.store.claims import ClaimStore, end_claims
+from leverplus.store.schema import scores
+from leverplus.store.score_rows import (
+    KEYS_PER_STATEMENT,
+    SCORE_COLUMNS,
+    ScoreKey,
+    ScoreKind,
+    addresses,
+    find_set,
+    insert_into,
+    key_at,
+    make_set,
+)
 
 
 class ScoreStore:
@@ -27,24 +32,28 @@ class ScoreStore:
 
     def committed(self, dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]) -> dict[ScoreKey, str]:
         """Raw texts of those of `keys` that are committed."""
-        return self._read(scores.c.raw_text, dataset_digest, generation_digest, keys)
+        return self._read("text", dataset_digest, generation_digest, keys)
 
     def commit(self, dataset_digest: str, generation_digest: str, rows: Mapping[ScoreKey, str]) -> None:
-        """Commits all rows in one transaction; a key that is there already keeps its text."""
-        self._write(scores.c.raw_text, dataset_digest, generation_digest, rows)
+        """Commits all rows and ends all claims on them in one transaction; a key that is there already keeps its text."""
+        self._write("text", dataset_digest, generation_digest, rows)
 
     def committed_probabilities(
         self, dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]
     ) -> dict[ScoreKey, dict[str, float]]:
         """Answer -> P of those of `keys` that are committed."""
-        return self._read(answer_probabilities.c.probabilities, dataset_digest, generation_digest, keys)
+        return self._read("probabilities", dataset_digest, generation_digest, keys)
 
     def commit_probabilities(
         self, dataset_digest: str, generation_digest: str, rows: Mapping[ScoreKey, Mapping[str, float]]
     ) -> None:
-        """Commits P of all of a query's answers for each key, in one transaction; a key that is there already keeps its own."""
+        """Commits P of all of a query's answers for each key, as `commit` does its texts."""
         values = {key: dict(probabilities) for key, probabilities in rows.items()}
-        self._write(answer_probabilities.c.probabilities, dataset_digest, generation_digest, values)
+        self._write("probabilities", dataset_digest, generation_digest, values)
+
+    def claims(self, owner: str) -> ClaimStore:
+        """Claims of `owner` on scores of this database."""
+        return ClaimStore(self._engine, owner)
 
     def count(self) -> int:
         """Committed scores over all datasets and generations."""
@@ -52,60 +61,45 @@ class ScoreStore:
             return connection.execute(select(func.count()).select_from(scores)).scalar_one()
 
     def _read(
-        self, column: Column[Any], dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]
+        self, kind: ScoreKind, dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]
     ) -> dict[ScoreKey, Any]:
         found: dict[ScoreKey, Any] = {}
+        column = SCORE_COLUMNS[kind]
         where = column.table.c
+        wanted = addresses(keys)
         with self._engine.connect() as connection:
-            set_id = _find_set(connection, dataset_digest, generation_digest)
+            set_id = find_set(connection, dataset_digest, generation_digest)
             if set_id is None:
                 return found
-            for start in range(0, len(keys), _KEYS_PER_STATEMENT):
-                wanted = [(query_id, _join(pointer)) for query_id, pointer in keys[start : start + _KEYS_PER_STATEMENT]]
+            for start in range(0, len(wanted), KEYS_PER_STATEMENT):
+                some = wanted[start : start + KEYS_PER_STATEMENT]
                 statement = select(where.query_id, where.pointer, column).where(
                     where.set_id == set_id,
                     # SQLite looks pairs up in no index: by the queries it reads theirs, not every row of the set.
-                    where.query_id.in_({query_id for query_id, _ in wanted}),
-                    tuple_(where.query_id, where.pointer).in_(wanted),
+                    where.query_id.in_({query_id for query_id, _ in some}),
+                    tuple_(where.query_id, where.pointer).in_(some),
                 )
                 for query_id, pointer, value in connection.execute(statement):
-                    found[ItemId(query_id), _split(pointer)] = value
+                    found[key_at(query_id, pointer)] = value
         return found
 
-    def _write(self, column: Column[Any], dataset_digest: str, generation_digest: str, rows: Mapping[ScoreKey, Any]) -> None:
+    def _write(self, kind: ScoreKind, dataset_digest: str, generation_digest: str, rows: Mapping[ScoreKey, Any]) -> None:
         if not rows:
             return
         now = time.time()
+        column = SCORE_COLUMNS[kind]
+        written = addresses(rows)
         with self._engine.begin() as connection:
-            set_id = self._make_set(connection, dataset_digest, generation_digest)
+            set_id = make_set(connection, dataset_digest, generation_digest)
             values = [
-                {"set_id": set_id, "query_id": query_id, "pointer": _join(pointer), column.name: value, "committed_at": now}
-                for (query_id, pointer), value in rows.items()
+                {
+                    "set_id": set_id,
+                    "query_id": query_id,
+                    "pointer": pointer,
+                    column.name: rows[key_at(query_id, pointer)],
+                    "committed_at": now,
+                }
+                for query_id, pointer in written
             ]
-            connection.execute(self._insert(column.table).on_conflict_do_nothing(), values)
-
-    def _make_set(self, connection: Connection, dataset_digest: str, generation_digest: str) -> int:
-        values = {"dataset_digest": dataset_digest, "generation_digest": generation_digest}
-        connection.execute(self._insert(score_sets).values(values).on_conflict_do_nothing())
-        set_id = _find_set(connection, dataset_digest, generation_digest)
-        assert set_id is not None, "the row was inserted above, or by another transaction that has ended"
-        return set_id
-
-    def _insert(self, table: Any) -> Any:
-        return postgresql.insert(table) if self._engine.dialect.name == "postgresql" else sqlite.insert(table)
-
-
-def _find_set(connection: Connection, dataset_digest: str, generation_digest: str) -> int | None:
-    return connection.execute(
-        select(score_sets.c.id).where(
-            score_sets.c.dataset_digest == dataset_digest, score_sets.c.generation_digest == generation_digest
-        )
-    ).scalar_one_or_none()
-
-
-def _join(pointer: Pointer) -> str:
-    return ",".join(map(str, pointer))
-
-
-def _split(text: str) -> Pointer:
-    return tuple(ItemId(int(part)) for part in text.split(",")) if text else ()
+            connection.execute(insert_into(connection, column.table).on_conflict_do_nothing(), values)
+            end_claims(connection, set_id, kind, written)

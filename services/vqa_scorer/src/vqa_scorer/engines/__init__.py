@@ -17,6 +17,12 @@ class ScoringPrompt:
     demonstrations: tuple[Shot, ...]
     query: Shot
 
+    @property
+    def order(self) -> tuple[int, tuple[tuple[str, str, str], ...]]:
+        """Sorts prompts of like length that begin alike side by side: what they share can then be read once."""
+        shots = tuple((str(shot.image), shot.question, shot.answer or "") for shot in self.demonstrations)
+        return len(shots), shots
+
 
 class Engine(Protocol):
     """A VLM. All methods are called from one thread; `load` comes first."""
@@ -30,6 +36,11 @@ class Engine(Protocol):
 
         Raises what concerns the batch as a whole.
         """
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts are well answered together; known once it is loaded."""
         ...
 
     @property

@@ -30,7 +30,9 @@ class EchoEngine:
         reserved: frozenset[str] = frozenset(),
         has_probabilities: bool = True,
         record: bool = True,
+        batch_size: int = 32,
     ) -> None:
+        self.batch_size = batch_size
         self.zero_shot = zero_shot
         self.delay_s = delay_s
         self.gate = gate

@@ -29,6 +29,8 @@ _GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
 _OTHER_TEXTS = ("reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 """Where a message may hold what was written, when its content is null."""
 _CLOSE_LIMIT_S = 5.0
+_BATCHES_OF_REQUESTS = 4
+"""How many times the requests under way a batch has prompts, so that one slow answer holds up few."""
 
 
 class OpenAIEngine:
@@ -65,6 +67,7 @@ class OpenAIEngine:
         self._template = template
         self._max_new_tokens = max_new_tokens
         self._concurrency = concurrency
+        self.batch_size = concurrency * _BATCHES_OF_REQUESTS
         self._runner = asyncio.Runner()
         self._busy = threading.Lock()
         self._closing = threading.Event()

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from leverplus.errors import GenerationFailed, InvalidInput
 from leverplus.prompts import PromptTemplate, Shot
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import EngineCounts, EnginePhase, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments, beam_search, greedy_search
 from vqa_scorer.engines.features import FeatureCache, ImageFeatures
 from vqa_scorer.engines.images import FileVersion, file_version
@@ -51,7 +53,7 @@ class Memory:
     def of(device: torch.device) -> Memory:
         """Shares of a GPU's memory; on a processor little, for it is the host's."""
         if device.type != "cuda":
-            return Memory(256 * 2**20, 0, 512 * 2**20)
+            return Memory(48 * 2**20, 0, 96 * 2**20)
         whole = torch.cuda.get_device_properties(device).total_memory
         return Memory(whole // 24, 8 * 2**30, whole // 10)
 
@@ -99,6 +101,7 @@ class PackedQwen:
         threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image") if threads else None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prompt") if threads else None
+        self.counts = EngineCounts()
         self._tokens_a_batch = sys.maxsize
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -129,11 +132,14 @@ class PackedQwen:
 
     def _encoded(self, prompts: Sequence[ScoringPrompt]) -> Iterator[tuple[list[int], list[EncodedPrompt], Features]]:
         """Indices, encoded prompts and features of their images; prompts that begin alike come side by side."""
-        order = sorted(range(len(prompts)), key=lambda index: _order(prompts[index]))
+        order = sorted(range(len(prompts)), key=lambda index: prompts[index].order)
         chunks = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
         prepared = _one_ahead(self._ahead, lambda chunk: self._prepare([prompts[index] for index in chunk]), chunks)
         for chunk, (encoded, images) in zip(chunks, prepared, strict=True):
-            yield chunk, encoded, self._features_of(images)
+            with self._timed("images"):
+                features = self._features_of(images)
+            self._count(prompts=len(encoded), tokens=sum(map(len, encoded)))
+            yield chunk, encoded, features
 
     def _prepare(self, prompts: Sequence[ScoringPrompt]) -> tuple[list[EncodedPrompt], list[ImageFeatures | Decoded]]:
         """Tokens of prompts, and their images: decoded where features are not kept. On a GPU in a thread of its own."""
@@ -168,6 +174,7 @@ class PackedQwen:
             known = image if isinstance(image, ImageFeatures) else self._features.get(image.version)
             if known is not None:
                 found[image.shape] = known.values
+                self._count(image_hits=1)
             elif isinstance(image, Decoded):
                 waiting.append(image)
         while waiting:
@@ -179,6 +186,7 @@ class PackedQwen:
             values = self._decoder.encode_images(
                 self._pixels.patches([image.pixels for image in passed]), [image.shape for image in passed]
             )
+            self._count(images_encoded=len(passed))
             for image, value in zip(passed, values, strict=True):
                 found[image.shape] = value
                 self._features.put(image.version, ImageFeatures(image.shape, value))
@@ -227,11 +235,28 @@ class PackedQwen:
     @torch.inference_mode()
     def _search(self, features: Features, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
         wanted = self._arguments
-        logits, advance = self._decoder.read(batch, features, rows=wanted.num_beams, steps=wanted.max_new_tokens - 1)
+        with self._timed("read"):
+            logits, advance = self._decoder.read(batch, features, rows=wanted.num_beams, steps=wanted.max_new_tokens - 1)
         limits: dict[str, Any] = {"stop_tokens": self._stop_tokens, "max_new_tokens": wanted.max_new_tokens}
-        if wanted.num_beams == 1:
-            return greedy_search(logits, advance, **limits)
-        return beam_search(logits, advance, beams=wanted.num_beams, length_penalty=wanted.length_penalty, **limits)
+        with self._timed("decode"):
+            if wanted.num_beams == 1:
+                return greedy_search(logits, advance, **limits)
+            return beam_search(logits, advance, beams=wanted.num_beams, length_penalty=wanted.length_penalty, **limits)
+
+    @contextmanager
+    def _timed(self, phase: EnginePhase) -> Generator[None]:
+        """Adds to the phase's seconds. A GPU is waited for at the end, which costs little beside the work."""
+        started = time.perf_counter()
+        yield
+        if self._decoder.device.type == "cuda":
+            torch.cuda.synchronize(self._decoder.device)
+        seconds = {**self.counts.seconds, phase: self.counts.seconds.get(phase, 0.0) + time.perf_counter() - started}
+        self.counts = replace(
+            self.counts, seconds=seconds, prefix_hits=self._decoder.prefix_hits, prefix_misses=self._decoder.prefix_misses
+        )
+
+    def _count(self, **amounts: int) -> None:
+        self.counts = replace(self.counts, **{name: getattr(self.counts, name) + amount for name, amount in amounts.items()})
 
     def _text(self, prompt: ScoringPrompt) -> str:
         messages = self._template.messages(prompt.demonstrations, prompt.query)
@@ -239,11 +264,6 @@ class PackedQwen:
 
     def _token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self._processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-
-
-def _order(prompt: ScoringPrompt) -> tuple[Any, ...]:
-    shots = tuple((str(shot.image), shot.question, shot.answer or "") for shot in prompt.demonstrations)
-    return len(shots), shots
 
 
 def even_run(prompts: Sequence[EncodedPrompt], tokens: int) -> Sequence[EncodedPrompt]:

@@ -89,6 +89,7 @@ class Decoder:
         self._language = Language(model.model.language_model, made)
         self._head = model.lm_head
         self.kept = PrefixCache(prefix_bytes)
+        self.prefix_hits = self.prefix_misses = 0
         shape = self._language.shape
         nothing = torch.empty((shape.layers, 0, 2, shape.key_heads, shape.width), device=self.device, dtype=self.dtype)
         self._nothing = Prefix((b"", ()), 0, None, nothing)
@@ -159,6 +160,9 @@ class Decoder:
                     found[part.key] = kept
                 else:
                     missing[part.key] = part
+                if depth == 0:
+                    self.prefix_hits += kept is not None
+                    self.prefix_misses += kept is None
             for run in runs(list(missing.values()), self.tokens_a_pass):
                 found |= {prefix.key: prefix for prefix in self._read_prefixes(run, features)}
             if depth == 0:

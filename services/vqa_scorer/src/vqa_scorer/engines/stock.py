@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from leverplus.errors import GenerationFailed, InvalidConfig
 from leverplus.prompts import PromptTemplate, Shot
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import EngineCounts, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.probabilities import spellings
@@ -51,6 +52,7 @@ class StockModel:
         self._processor = processor
         self._template = template
         self._batch_size = batch_size
+        self.counts = EngineCounts()
         self._stop_tokens = set(stop_tokens)
         tokenizer = processor.tokenizer
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(stop_tokens))
@@ -87,6 +89,7 @@ class StockModel:
                 logger.warning("%d prompts are too many for the device's memory; from now on %d", len(chosen), self._batch_size)
                 continue
             answers |= zip(chosen, written, strict=True)
+            self.counts = replace(self.counts, prompts=self.counts.prompts + len(chosen))
             del by_length[: len(chosen)]
         return [answers[index] for index in range(len(prompts))]
 

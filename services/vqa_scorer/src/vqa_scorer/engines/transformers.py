@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import EngineCounts, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.model_directory import DtypeName, open_model
 from vqa_scorer.engines.packed import Memory, PackedQwen
@@ -22,10 +22,11 @@ from vqa_scorer.engines.stock import StockModel
 
 PACKED_MODEL_TYPES = ("qwen2_5_vl",)
 """Model types that the decoder of `engines.packed` reads."""
+_CPU_BATCH, _GPU_BATCH = 32, 256
 
 
 class TransformersEngine:
-    """Generates in batches of at most `batch_size` prompts.
+    """Generates in batches of at most `batch_size` prompts, fewer where the device's memory asks for it.
 
     `lora` is the folder of an adapter to the model. `device` is auto, cpu, cuda or cuda:N; dtype `auto` is bfloat16 on a GPU and
     float32 on a CPU. `threads` are torch's, `memory` bounds what is kept between batches.
@@ -40,7 +41,7 @@ class TransformersEngine:
         arguments: GenerationArguments | None = None,
         device: str = "auto",
         dtype: DtypeName = "auto",
-        batch_size: int = 32,
+        batch_size: int | None = None,
         threads: int = 1,
         memory: Memory | None = None,
     ) -> None:
@@ -50,9 +51,10 @@ class TransformersEngine:
         self._arguments = arguments or GenerationArguments()
         self._device = device
         self._dtype: DtypeName = dtype
-        self._batch_size = batch_size
+        self._wanted_batch_size = batch_size
         self._threads = threads
         self._memory = memory
+        self._on_gpu = False
         self._fingerprint: dict[str, Any] = {}
         self._processor: Any = None
         self._packed: PackedQwen | None = None
@@ -62,6 +64,7 @@ class TransformersEngine:
         """Reads configuration, weights, adapter and processor; raises what `open_model` and `StockModel` raise."""
         torch.set_num_threads(self._threads)
         opened = open_model(self._model_dir, lora=self._lora, device=self._device, dtype=self._dtype)
+        self._on_gpu = opened.model.device.type == "cuda"
         described = opened.description
         if opened.model_type in PACKED_MODEL_TYPES:
             self.attach(opened.model, opened.processor)
@@ -74,7 +77,7 @@ class TransformersEngine:
                 template=self._template,
                 arguments=self._arguments,
                 stop_tokens=self._end_of_answer(opened.model),
-                batch_size=self._batch_size,
+                batch_size=self.batch_size,
             )
         self._fingerprint = {
             "vlm": described,
@@ -86,15 +89,21 @@ class TransformersEngine:
     def attach(self, model: Any, processor: Any) -> None:
         """Generates with a Qwen2.5-VL in eval mode that is on its device; `load` does so with the directory's."""
         self._processor = processor
+        self._on_gpu = model.device.type == "cuda"
         self._packed = PackedQwen(
             model,
             processor,
             template=self._template,
             arguments=self._arguments,
             stop_tokens=self._end_of_answer(model),
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             memory=self._memory,
         )
+
+    @property
+    def batch_size(self) -> int:
+        """On a GPU large: a batch shares what its prompts begin with, and its last tokens cost as much for few as for many."""
+        return self._wanted_batch_size or (_GPU_BATCH if self._on_gpu else _CPU_BATCH)
 
     def generation_fingerprint(self) -> dict[str, Any]:
         assert self._fingerprint, "load() comes first"
@@ -121,6 +130,10 @@ class TransformersEngine:
         loaded = self._packed if self._packed is not None else self._stock
         assert loaded is not None, "load() comes first"
         return loaded
+
+    def counts(self) -> EngineCounts:
+        """Of a Qwen2.5-VL; a model on the stock path counts its prompts alone."""
+        return self._loaded.counts if self._packed is not None or self._stock is not None else EngineCounts()
 
     def _end_of_answer(self, model: Any) -> list[int]:
         """What ends an answer. Nothing else of a directory's generation settings counts: it may ask for sampling or a
