@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from provenance import RESULTS, ROOT, commit, machine
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
 
 from leverplus.client import ScorerClient
@@ -49,7 +49,7 @@ from vqa_scorer.engines.transformers import TransformersEngine
 from vqa_scorer.settings import ScorerSettings
 
 NAME, TRAIN_ITEMS, POOL, PER_QUERY = "bench", 400, 64, 20
-BATCH = int(ScorerSettings.model_fields["batch_size"].default)
+BATCH = TransformersEngine(ROOT).batch_size
 NEW_TOKENS = int(ScorerSettings.model_fields["max_new_tokens"].default)
 THREADS, BEAMS = (1, 2), (1, 3)
 WANTED = {1: 100, 3: 40}
@@ -157,11 +157,15 @@ def multiply_adds_a_pointer(vlm: Path, beams: int, prompts: Sequence[ScoringProm
     engine.load()
     engine.generate(prompts)  # the pictures' features are kept from here on
 
-    def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
-        return sdpa_flop_count(query, key, value)
+    def attention(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
+        batch, heads, asked, width = query
+        return 4 * batch * heads * asked * key[2] * width
 
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    with FlopCounterMode(display=False, custom_mapping={on_cpu: attention}) as counted:
+    def added_product(_: Any, left: Sequence[int], right: Sequence[int], **__: Any) -> int:
+        return 2 * left[0] * left[1] * right[1]
+
+    known = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention, torch.ops.aten.addmm_: added_product}
+    with FlopCounterMode(display=False, custom_mapping=known) as counted:
         engine.generate(prompts)
     return counted.get_total_flops() / 2 / len(prompts)
 

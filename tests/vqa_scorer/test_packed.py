@@ -12,7 +12,7 @@ from leverplus.errors import GenerationFailed
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.packed import Memory, even_run
-from vqa_scorer.engines.prefixes import EncodedPrompt
+from vqa_scorer.engines.prefixes import EncodedPrompt, ImageShape
 from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
 
@@ -30,11 +30,11 @@ def test_runs_are_even_and_fit(lengths: tuple[int, ...], tokens: int, count: int
 
 
 class Narrow:
-    """Stands before a decoder's `read`: out of memory with more than so many prompts."""
+    """Stands before a decoder's method: out of memory with more than so many prompts."""
 
-    def __init__(self, decoder: object, prompts: int) -> None:
+    def __init__(self, decoder: object, prompts: int, method: str = "read") -> None:
         self.limit, self.asked = prompts, list[int]()
-        self._read = decoder.read  # type: ignore[attr-defined]
+        self._read = getattr(decoder, method)
 
     def __call__(self, prompts: list[EncodedPrompt], *rest: object, **named: object) -> object:
         self.asked.append(len(prompts))
@@ -63,6 +63,33 @@ def test_batches_are_halved_until_they_fit(random_vlm: Path, tmp_path: Path, mon
     assert max(first[-2:]) <= 2
     assert engine.generate(prompts) == expected
     assert max(narrow.asked[len(first) :]) <= 2, "what did not fit is not tried again"
+
+
+def test_images_go_through_the_tower_in_passes_that_fit(
+    random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts, engine = prompts_and_engine(random_vlm, tmp_path)
+    for name in "abcd":
+        Image.new("RGB", (64, 64), "blue").save(tmp_path / f"{name}.png")
+    prompts += [ScoringPrompt((), Shot(tmp_path / f"{name}.png", "which?")) for name in "abcd"]
+    expected = engine.generate(prompts)
+    _, narrow = prompts_and_engine(random_vlm, tmp_path)
+    decoder = narrow._packed._decoder  # type: ignore[union-attr]
+    encode_images, passes = decoder.encode_images, list[int]()
+
+    def encode_two(patches: torch.Tensor, shapes: list[ImageShape]) -> list[torch.Tensor]:
+        passes.append(len(shapes))
+        if len(shapes) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return encode_images(patches, shapes)
+
+    monkeypatch.setattr(decoder, "encode_images", encode_two)
+    assert narrow.generate(prompts) == expected
+    assert passes == [5, 2, 2, 1]
+    monkeypatch.setattr(decoder, "encode_images", Narrow(decoder, 0, method="encode_images"))
+    Image.new("RGB", (64, 64), "green").save(tmp_path / "new.png")
+    with pytest.raises(GenerationFailed, match="an image of 16 patches does not fit"):
+        narrow.generate([ScoringPrompt((), Shot(tmp_path / "new.png", "which?"))])
 
 
 def test_a_prompt_that_never_fits_is_told(random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

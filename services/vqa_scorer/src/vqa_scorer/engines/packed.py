@@ -102,6 +102,7 @@ class PackedQwen:
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image") if threads else None
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prompt") if threads else None
         self.counts = EngineCounts()
+        self._patches_a_pass = PATCHES_PER_PASS
         self._tokens_a_batch = sys.maxsize
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
@@ -166,7 +167,7 @@ class PackedQwen:
         return encoded, list(images.values())
 
     def _features_of(self, images: Sequence[ImageFeatures | Decoded]) -> dict[ImageShape, Tensor]:
-        """Features of images, the decoded ones through the vision tower, as many at a time as PATCHES_PER_PASS allows."""
+        """Features of images, the decoded ones through the vision tower, so many at a time as its memory allows."""
         found: dict[ImageShape, Tensor] = {}
         waiting: list[Decoded] = []
         for image in images:
@@ -178,19 +179,38 @@ class PackedQwen:
             elif isinstance(image, Decoded):
                 waiting.append(image)
         while waiting:
-            count, patches = 1, self._pixels.patch_count(waiting[0].pixels)
-            while count < len(waiting) and patches <= PATCHES_PER_PASS:
-                patches += self._pixels.patch_count(waiting[count].pixels)
-                count += patches <= PATCHES_PER_PASS
-            passed, waiting = waiting[:count], waiting[count:]
-            values = self._decoder.encode_images(
-                self._pixels.patches([image.pixels for image in passed]), [image.shape for image in passed]
-            )
+            passed = self._one_pass(waiting)
+            values = self._unless_out_of_memory(self._encode, passed)
+            if values is None:
+                self._encode_fewer(passed)
+                continue
+            waiting = waiting[len(passed) :]
             self._count(images_encoded=len(passed))
             for image, value in zip(passed, values, strict=True):
                 found[image.shape] = value
                 self._features.put(image.version, ImageFeatures(image.shape, value))
         return found
+
+    def _one_pass(self, images: Sequence[Decoded]) -> Sequence[Decoded]:
+        """The first of `images` that together have at most `_patches_a_pass` patches, one at least."""
+        patches = 0
+        for count, image in enumerate(images):
+            patches += self._pixels.patch_count(image.pixels)
+            if count and patches > self._patches_a_pass:
+                return images[:count]
+        return images
+
+    def _encode(self, images: Sequence[Decoded]) -> list[Tensor]:
+        patches = self._pixels.patches([image.pixels for image in images])
+        return self._decoder.encode_images(patches, [image.shape for image in images])
+
+    def _encode_fewer(self, images: Sequence[Decoded]) -> None:
+        patches = sum(self._pixels.patch_count(image.pixels) for image in images)
+        if len(images) == 1:
+            raise GenerationFailed(prompts=1, reason=f"an image of {patches} patches does not fit the device's memory")
+        self._patches_a_pass = patches // 2
+        torch.cuda.empty_cache()
+        logger.warning("out of memory with %d images; passes of %d patches from now on", len(images), self._patches_a_pass)
 
     def _in_batches(self, prompts: Sequence[EncodedPrompt], work: Callable[[Sequence[EncodedPrompt]], list[R]]) -> list[R]:
         """`work` on runs of prompts of at most `_tokens_a_batch` tokens, which is halved when the device's memory does not do."""

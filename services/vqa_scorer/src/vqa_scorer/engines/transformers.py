@@ -90,6 +90,9 @@ class TransformersEngine:
         """Generates with a Qwen2.5-VL in eval mode that is on its device; `load` does so with the directory's."""
         self._processor = processor
         self._on_gpu = model.device.type == "cuda"
+        if self._on_gpu:
+            # Of this thread, which is the one that generates: kernels and copies then need not switch devices at every call.
+            torch.cuda.set_device(model.device)
         self._packed = PackedQwen(
             model,
             processor,
