@@ -51,6 +51,7 @@ class RecordedEngine:
     """Takes between `shortest_s` and `longest_s` for a batch. One line of the record a batch, written when it begins."""
 
     has_probabilities = True
+    batch_size = 8
 
     def __init__(self, record: Path, *, shortest_s: float, longest_s: float) -> None:
         self._record = record

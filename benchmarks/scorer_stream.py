@@ -49,7 +49,7 @@ def serving(data: Path, vlm: Path, command: Sequence[str]) -> Generator[tuple[in
     ports = Ports.free()
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite:///{folder}/store.sqlite"
-        stack = StackConfig(data=data, vlm=vlm, ports=ports, device="cpu", database_url=database)
+        stack = StackConfig(data=data, vlm=vlm, ports=ports, devices=("cpu",), database_url=database)
         process = subprocess.Popen(
             [sys.executable, *command], env={**os.environ, **stack.environment("")}, stderr=subprocess.DEVNULL
         )
