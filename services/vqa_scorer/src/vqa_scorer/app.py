@@ -73,6 +73,7 @@ def _engine(settings: ScorerSettings) -> Engine:
         return _openai_engine(settings, settings.openai_url)
     assert settings.vlm is not None, "the settings name a directory or a server"
     from vqa_scorer.engines.decoding import GenerationArguments
+    from vqa_scorer.engines.packed import Memory
     from vqa_scorer.engines.transformers import TransformersEngine
 
     return TransformersEngine(
@@ -84,7 +85,12 @@ def _engine(settings: ScorerSettings) -> Engine:
         dtype=settings.dtype,
         batch_size=settings.batch_size,
         threads=settings.threads,
+        memory=Memory(_bytes(settings.image_cache_mib), _bytes(settings.host_cache_mib), _bytes(settings.prefix_cache_mib)),
     )
+
+
+def _bytes(mebibytes: int | None) -> int | None:
+    return None if mebibytes is None else mebibytes * 2**20
 
 
 def _openai_engine(settings: ScorerSettings, url: str) -> Engine:

@@ -17,7 +17,7 @@ class ScorerSettings(BaseModel):
 
     The VLM is the model directory `vlm`, with the LoRA adapter in `lora` if one is named, or `openai_model` on the server at
     `openai_url`: one of the two, never both. Device, dtype and threads count for a directory only. `deadline_s` is a request's,
-    and of a streamed one every step forward's.
+    and of a streamed one every step forward's. The caches' bounds are the engine's own where they are not given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -41,6 +41,9 @@ class ScorerSettings(BaseModel):
     num_beams: int = Field(1, ge=1, le=32, validation_alias="LEVERPLUS_NUM_BEAMS")
     length_penalty: float = Field(0.0, validation_alias="LEVERPLUS_LENGTH_PENALTY")
     batch_size: int | None = Field(None, ge=1, validation_alias="LEVERPLUS_BATCH_SIZE")
+    image_cache_mib: int | None = Field(None, ge=0, validation_alias="LEVERPLUS_IMAGE_CACHE_MIB")
+    host_cache_mib: int | None = Field(None, ge=0, validation_alias="LEVERPLUS_HOST_CACHE_MIB")
+    prefix_cache_mib: int | None = Field(None, ge=0, validation_alias="LEVERPLUS_PREFIX_CACHE_MIB")
     queue_size: int = Field(4096, ge=1, validation_alias="LEVERPLUS_QUEUE_SIZE")
     deadline_s: float = Field(300.0, gt=0, validation_alias="LEVERPLUS_DEADLINE_S")
     claim_expiry_s: float = Field(15.0, ge=0.5, validation_alias="LEVERPLUS_CLAIM_EXPIRY_S")

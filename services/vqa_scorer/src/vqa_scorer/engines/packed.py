@@ -43,19 +43,27 @@ _SHARE_OF_A_BATCH = 0.5
 
 @dataclass(frozen=True)
 class Memory:
-    """Bounds in bytes: image features on the device and in the host's memory, and keys and values of first demonstrations."""
+    """Bounds in bytes: image features on the device and in the host's memory, and keys and values of first demonstrations.
 
-    images: int
-    images_on_host: int
-    prefixes: int
+    None is a share of a GPU's memory; on a processor little, for it is the host's.
+    """
 
-    @staticmethod
-    def of(device: torch.device) -> Memory:
-        """Shares of a GPU's memory; on a processor little, for it is the host's."""
-        if device.type != "cuda":
-            return Memory(48 * 2**20, 0, 96 * 2**20)
-        whole = torch.cuda.get_device_properties(device).total_memory
-        return Memory(whole // 24, 8 * 2**30, whole // 10)
+    images: int | None = None
+    images_on_host: int | None = None
+    prefixes: int | None = None
+
+    def on(self, device: torch.device) -> tuple[int, int, int]:
+        """images, images on the host, prefixes"""
+        if device.type == "cuda":
+            whole = torch.cuda.get_device_properties(device).total_memory
+            default = (whole // 24, 8 * 2**30, whole // 10)
+        else:
+            default = (48 * 2**20, 0, 96 * 2**20)
+        images, images_on_host, prefixes = (
+            own if stated is None else stated
+            for stated, own in zip((self.images, self.images_on_host, self.prefixes), default, strict=True)
+        )
+        return images, images_on_host, prefixes
 
 
 @dataclass(frozen=True)
@@ -85,18 +93,18 @@ class PackedQwen:
         arguments: GenerationArguments,
         stop_tokens: Sequence[int],
         batch_size: int,
-        memory: Memory | None = None,
+        memory: Memory,
     ) -> None:
         device: torch.device = model.device
-        memory = memory or Memory.of(device)
+        for_images, on_host, for_prefixes = memory.on(device)
         self._processor, self._template, self._arguments = processor, template, arguments
         self._placeholder: str = processor.image_token
         self._batch_size = batch_size
         self._stop_tokens = torch.tensor(stop_tokens, device=device)
         start = self._text(ScoringPrompt((), Shot(Path(), ""))).split(self._placeholder)[0]
-        self._decoder = Decoder(model, shared=self._token_ids([start])[0], prefix_bytes=memory.prefixes)
+        self._decoder = Decoder(model, shared=self._token_ids([start])[0], prefix_bytes=for_prefixes)
         self._pixels = PixelReader(processor.image_processor, device)
-        self._features = FeatureCache(device_bytes=memory.images, host_bytes=memory.images_on_host)
+        self._features = FeatureCache(device_bytes=for_images, host_bytes=on_host)
         # On a processor the preparation would take the cores from the model.
         threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image") if threads else None
@@ -108,7 +116,7 @@ class PackedQwen:
             free, _ = torch.cuda.mem_get_info(device)
             # What torch holds without using it is free too.
             free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            room = max(free - memory.images - memory.prefixes, 0)
+            room = max(free - for_images - for_prefixes, 0)
             self._decoder.tokens_a_pass = min(
                 TOKENS_PER_PASS, max(int(room * _SHARE_OF_A_PASS) // self._decoder.bytes_a_token_read, 1)
             )

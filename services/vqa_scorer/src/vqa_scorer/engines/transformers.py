@@ -100,7 +100,7 @@ class TransformersEngine:
             arguments=self._arguments,
             stop_tokens=self._end_of_answer(model),
             batch_size=self.batch_size,
-            memory=self._memory,
+            memory=self._memory or Memory(),
         )
 
     @property
