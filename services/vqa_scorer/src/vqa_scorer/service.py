@@ -217,6 +217,8 @@ class ScoringService:
             if pending:
                 with self._claims.held(pending) as won:
                     failed = self._make({key: batch[key] for key in won})
+                if failed:
+                    self._claims.release(failed)
                 # Another scorer may have committed a key first: what the store holds is the score.
                 outcomes = {**failed, **self._committed(batch)}
         except OperationalError as exc:
