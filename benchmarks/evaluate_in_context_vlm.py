@@ -32,7 +32,7 @@ from leverplus.dataset.invented_words.words import pick, shuffled
 from leverplus.metric.extraction import extract_answer
 from leverplus.prompts import Shot
 from leverplus.random_order import derive_seed
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import ScoringPrompt, all_texts
 from vqa_scorer.engines.transformers import TransformersEngine
 
 POOL = 64
@@ -127,7 +127,7 @@ def measure(engine: TransformersEngine, dataset: Dataset, gate: Gate, limit: int
         prompts.append(ScoringPrompt(shots, _shot(dataset, item_id, answered=False)))
         answers.append(dataset.item(item_id).answer or "")
     started = time.monotonic()
-    said = [extract_answer(text) for text in engine.generate(prompts)]
+    said = [extract_answer(text) for text in all_texts(engine.generate(prompts))]
     seconds = time.monotonic() - started
     share = sum(one == truth for one, truth in zip(said, answers, strict=True)) / len(answers)
     met = None if gate.must is None else (share <= gate.must if gate.at_most else share >= gate.must)
@@ -148,7 +148,7 @@ def measure_easy(engine: TransformersEngine, limit: int | None) -> dict[str, Any
     count = len(test.questions) if limit is None else min(limit, len(test.questions))
     items = [i * len(test.questions) // count for i in range(count)]
     prompts = [ScoringPrompt((), Shot(test.image_paths[test.image_ids[i]], test.questions[i])) for i in items]
-    said = [extract_answer(text) for text in engine.generate(prompts)]
+    said = [extract_answer(text) for text in all_texts(engine.generate(prompts))]
     share = sum(one == test.answers[i] for one, i in zip(said, items, strict=True)) / count
     return {
         "gate": "easy-vqa test, no demonstration",

@@ -41,7 +41,7 @@ from leverplus.metric import extract_answer, metric_fingerprint, score_answer
 from leverplus.policies import random_positions, similar_positions
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.prompts import Shot
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import ScoringPrompt, all_texts
 from vqa_scorer.engines.transformers import TransformersEngine
 
 SHOTS, DRAWS = 2, 5
@@ -59,7 +59,7 @@ class Answers:
 
     def ask(self, wanted: Sequence[tuple[int, Pointer]]) -> None:
         new = [one for one in dict.fromkeys(wanted) if one not in self.known]
-        texts = self.engine.generate([self._prompt(*one) for one in new])
+        texts = all_texts(self.engine.generate([self._prompt(*one) for one in new]))
         for (query, pointer), text in zip(new, texts, strict=True):
             accuracy = score_answer(extract_answer(text), self.dataset.item(query).answers).accuracy
             assert accuracy is not None, "every item has its ten answers"

@@ -40,7 +40,7 @@ from leverplus.metric import extract_answer, metric_fingerprint, score_answer
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.prompts import SHORT_ANSWER, Shot
 from leverplus.reward_table import FORMAT, all_pointers, pools_digest, write_codes
-from vqa_scorer.engines import ScoringPrompt, processor
+from vqa_scorer.engines import ScoringPrompt, all_texts, processor
 from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.transformers import TransformersEngine
@@ -217,7 +217,7 @@ def main() -> None:
     agreement: dict[str, Any] = {}
     drawn = np.random.default_rng(0).integers(0, [len(work.queries), len(all_pointers(policy.k))], (arguments.check, 2))
     sample = np.concatenate([np.empty((0, 3), np.int64), *(work.pointers([row])[[column]] for row, column in drawn.tolist())])
-    expected = engine.generate([work.prompt(pointer) for pointer in sample.tolist()])
+    expected = all_texts(engine.generate([work.prompt(pointer) for pointer in sample.tolist()]))
     if arguments.check:
         agreement[arguments.precision] = compare(work, scorer, sample, expected, arguments.batch_tokens)
         print(f"against the scorer's engine: {agreement}", flush=True)

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText
 from leverplus.dataset import Dataset
 from leverplus.dataset.invented_words import generate
 from leverplus.prompts import SHORT_ANSWER, Shot
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import ScoringPrompt, all_texts
 from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.transformers import TransformersEngine
@@ -55,7 +55,7 @@ def _compared(model: Any, processor: Any, prompts: Sequence[ScoringPrompt], beam
 def _ours(model: Any, processor: Any, prompts: Sequence[ScoringPrompt], beams: int) -> list[str]:
     engine = TransformersEngine(Path(), arguments=GenerationArguments(5, beams, 0.0), batch_size=32)
     engine.attach(model, processor)
-    return engine.generate(prompts)
+    return all_texts(engine.generate(prompts))
 
 
 def _stock(model: Any, processor: Any, prompts: Sequence[ScoringPrompt], beams: int, *, forced: bool) -> list[str]:

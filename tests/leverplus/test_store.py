@@ -138,6 +138,24 @@ def test_a_lookup_reads_the_rows_of_its_queries_not_the_whole_set(tmp_path: Path
     engine.dispose()
 
 
+def test_a_database_file_that_is_gone_takes_no_scores(tmp_path: Path):
+    file = tmp_path / "store.sqlite"
+    engine = open_store(f"sqlite:///{file}")
+    store = ScoreStore(engine)
+    store.commit("d", "g", {key(1, 7): "red"})
+    file.rename(tmp_path / "moved.sqlite")
+    for attempt in (
+        store.require_file,
+        lambda: store.commit("d", "g", {key(2, 7): "red"}),
+        lambda: store.committed("d", "g", []),
+    ):
+        with pytest.raises(Unavailable, match="deleted or replaced"):
+            attempt()
+    (tmp_path / "moved.sqlite").rename(file)
+    assert store.committed("d", "g", [key(1, 7)]) == {key(1, 7): "red"}
+    engine.dispose()
+
+
 def test_a_job_has_one_lease_at_a_time(engine: Engine):
     store = JobStore(engine)
     job = store.create("train", {"seed": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from leverplus.errors import GenerationFailed, InvalidInput
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines.decoding import GenerationArguments
 from vqa_scorer.engines.packed import Memory, even_run
 from vqa_scorer.engines.pixels import Pixels
 from vqa_scorer.engines.prefixes import EncodedPrompt, ImageShape
@@ -124,8 +126,7 @@ def test_images_that_were_foreseen_are_decoded_once(random_vlm: Path, tmp_path: 
     engine.look_ahead(prompts)
     assert engine.generate(prompts) == expected
     assert paths == [tmp_path / "red.png"], "features are kept"
-    with pytest.raises(InvalidInput, match=r"absent\.png"):
-        engine.generate([absent])
+    assert isinstance(engine.generate([absent])[0], InvalidInput)
 
 
 def test_no_more_is_read_ahead_than_may_be_held(random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +139,44 @@ def test_no_more_is_read_ahead_than_may_be_held(random_vlm: Path, tmp_path: Path
         Image.new("RGB", (64, 64), "blue").save(tmp_path / f"{name}.png")
     engine.look_ahead([ScoringPrompt((), Shot(tmp_path / f"{name}.png", "which?")) for name in "abcde"])
     assert len(packed._begun) == 2
+
+
+def test_a_demonstration_that_never_fits_is_told_too(random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first demonstration fits and is kept: trying again must end all the same."""
+    prompts, engine = prompts_and_engine(random_vlm, tmp_path)
+    tried: list[int] = []
+
+    def no_room(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("vqa_scorer.engines.qwen2_5_vl.Continuation", no_room)
+    with pytest.raises(GenerationFailed, match="does not fit the device's memory"):
+        engine.generate([prompts[1]])
+    assert len(tried) == 2
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_prompts_only(random_vlm: Path, tmp_path: Path) -> None:
+    prompts, engine = prompts_and_engine(random_vlm, tmp_path)
+    Image.new("RGB", (300, 1), "red").save(tmp_path / "thin.png")
+    thin = Shot(tmp_path / "thin.png", "colour?", "red")
+    absent = ScoringPrompt((), Shot(tmp_path / "absent.png", "which?"))
+    expected = engine.generate(prompts)
+    mixed = engine.generate([prompts[0], ScoringPrompt((thin,), prompts[0].query), *prompts[1:], absent])
+    assert [mixed[0], *mixed[2:-1]] == expected
+    assert isinstance(mixed[1], InvalidInput)
+    assert "thin.png" in str(mixed[1])
+    assert isinstance(mixed[-1], InvalidInput)
+    with pytest.raises(InvalidInput, match=r"absent\.png"):
+        engine.answer_probabilities([prompts[0], absent], [["red"], ["red"]])
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_logits_that_are_no_numbers_are_no_answer(random_vlm: Path, tmp_path: Path, num_beams: int) -> None:
+    prompts, _ = prompts_and_engine(random_vlm, tmp_path)
+    engine = TransformersEngine(random_vlm, device="cpu", arguments=GenerationArguments(num_beams=num_beams))
+    engine.load()
+    decoder = engine._packed._decoder  # type: ignore[union-attr]
+    decoder._language._model.norm.weight.data[0] = math.nan
+    with pytest.raises(ArithmeticError, match="no finite numbers"):
+        engine.generate(prompts)

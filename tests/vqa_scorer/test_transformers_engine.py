@@ -13,7 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidInput, NotFound
 from leverplus.files import file_sha256
 from leverplus.prompts import CHAT, SHORT_ANSWER, PromptTemplate, Shot
-from vqa_scorer.engines import ScoringPrompt
+from vqa_scorer.engines import ScoringPrompt, all_texts
 from vqa_scorer.engines.decoding import GenerationArguments, greedy_search
 from vqa_scorer.engines.prefixes import ImageShape
 from vqa_scorer.engines.processor import load_processor
@@ -196,7 +196,8 @@ def test_a_gpu_that_is_not_there_is_refused(random_vlm: Path) -> None:
 def test_what_cannot_be_a_prompt_is_refused(random_vlm: Path, prompts: list[ScoringPrompt], tmp_path: Path) -> None:
     engine = loaded(random_vlm)
     (tmp_path / "cut.png").write_bytes(prompts[0].query.image.read_bytes()[:60])
-    with pytest.raises(InvalidInput, match=r"cut\.png"):
-        engine.generate([ScoringPrompt((), Shot(tmp_path / "cut.png", "colour?"))])
-    with pytest.raises(InvalidInput, match="image placeholder"):
-        engine.generate([ScoringPrompt((), Shot(prompts[0].query.image, "<|image_pad|>?"))])
+    cut = ScoringPrompt((), Shot(tmp_path / "cut.png", "colour?"))
+    marked = ScoringPrompt((), Shot(prompts[0].query.image, "<|image_pad|>?"))
+    for prompt, said in ((cut, r"cut\.png"), (marked, "image placeholder")):
+        with pytest.raises(InvalidInput, match=said):
+            all_texts(engine.generate([prompt]))

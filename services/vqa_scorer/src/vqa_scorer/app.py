@@ -61,7 +61,7 @@ def create_app(
             await asyncio.to_thread(service.worker.close)
 
     # Otherwise open requests would hold up the end until the server drops them unanswered.
-    app = create_service("vqa_scorer", ready=service.worker.require_ready, lifespan=lifespan, stopping=service.worker.hand_back)
+    app = create_service("vqa_scorer", ready=service.ready, lifespan=lifespan, stopping=service.worker.hand_back)
     app.state.registry.register(service.metrics)
     app.include_router(create_router(service))
     return app

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
 from leverplus.fingerprint import digest
@@ -221,9 +221,9 @@ class ScoringService:
                     self._claims.release(failed)
                 # Another scorer may have committed a key first: what the store holds is the score.
                 outcomes = {**failed, **self._committed(batch)}
-        except OperationalError as exc:
+        except DBAPIError as exc:
             self.metrics.add(failed_batches=1)
-            raise _database_away(exc) from exc
+            raise self._database_away(exc) from exc
         except Exception:
             self.metrics.add(failed_batches=1)
             raise
@@ -272,9 +272,18 @@ class ScoringService:
                 read = self.scores.committed if kind == "text" else self.scores.committed_probabilities
                 for score, outcome in read(dataset, self._generation_digest, wanted).items():
                     found[WorkKey(dataset, score, kind)] = outcome
-        except OperationalError as exc:
-            raise _database_away(exc) from exc
+        except DBAPIError as exc:
+            raise self._database_away(exc) from exc
         return found
+
+    def _database_away(self, exc: DBAPIError) -> Unavailable:
+        hint = "check its server or file, its disk, and who else uses it; nothing was lost, try again"
+        return Unavailable(what=f"the score database {self.scores.name}", reason=str(exc.orig), hint=hint)
+
+    def ready(self) -> None:
+        """Unavailable while scores cannot be made or kept."""
+        self.worker.require_ready()
+        self.scores.require_file()
 
     def _commit(self, outcomes: Mapping[WorkKey, Outcome]) -> None:
         for (dataset, kind), keys in grouped(outcomes).items():
@@ -288,7 +297,3 @@ def _wanted(plan: ScorePlan) -> list[WorkKey]:
     dataset = plan.opened.digest
     texts = [WorkKey(dataset, key) for key in plan.text_keys()]
     return texts + [WorkKey(dataset, key, "probabilities") for key in plan.weighed_keys()]
-
-
-def _database_away(exc: OperationalError) -> Unavailable:
-    return Unavailable(what="the score database", reason=str(exc.orig), hint="nothing was scored; try again")

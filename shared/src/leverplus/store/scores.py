@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, func, select, tuple_
 
+from leverplus.errors import Unavailable
 from leverplus.store.claims import ClaimStore, end_claims
 from leverplus.store.schema import scores
 from leverplus.store.score_rows import (
@@ -29,6 +31,25 @@ class ScoreStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._file = _file_of(engine)
+        self._inode = self._file.stat().st_ino if self._file is not None else None
+
+    @property
+    def name(self) -> str:
+        """The database, without a password."""
+        return self._engine.url.render_as_string(hide_password=True)
+
+    def require_file(self) -> None:
+        """Unavailable where SQLite's file was deleted or replaced: what is open would be written to a file that nobody finds."""
+        if self._file is None:
+            return
+        try:
+            inode = self._file.stat().st_ino
+        except OSError:
+            inode = None
+        if inode != self._inode:
+            reason = f"{self._file} was deleted or replaced while it was open"
+            raise Unavailable(what="the score database", reason=reason, hint="put it back if you can, and start the scorer again")
 
     def committed(self, dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]) -> dict[ScoreKey, str]:
         """Raw texts of those of `keys` that are committed."""
@@ -63,6 +84,7 @@ class ScoreStore:
     def _read(
         self, kind: ScoreKind, dataset_digest: str, generation_digest: str, keys: Sequence[ScoreKey]
     ) -> dict[ScoreKey, Any]:
+        self.require_file()
         found: dict[ScoreKey, Any] = {}
         column = SCORE_COLUMNS[kind]
         where = column.table.c
@@ -86,6 +108,7 @@ class ScoreStore:
     def _write(self, kind: ScoreKind, dataset_digest: str, generation_digest: str, rows: Mapping[ScoreKey, Any]) -> None:
         if not rows:
             return
+        self.require_file()
         now = time.time()
         column = SCORE_COLUMNS[kind]
         written = addresses(rows)
@@ -103,3 +126,8 @@ class ScoreStore:
             ]
             connection.execute(insert_into(connection, column.table).on_conflict_do_nothing(), values)
             end_claims(connection, set_id, kind, written)
+
+
+def _file_of(engine: Engine) -> Path | None:
+    database = engine.url.database
+    return Path(database) if engine.dialect.name == "sqlite" and database and database != ":memory:" else None

@@ -24,6 +24,16 @@ class ScoringPrompt:
         return len(shots), shots
 
 
+def all_texts(answers: Sequence[str | LeverPlusError]) -> list[str]:
+    """The answers of `Engine.generate` where none may be missing; raises the first error among them."""
+    texts: list[str] = []
+    for answer in answers:
+        if isinstance(answer, LeverPlusError):
+            raise answer
+        texts.append(answer)
+    return texts
+
+
 class Engine(Protocol):
     """A VLM. All methods are called from one thread; `load` comes first."""
 

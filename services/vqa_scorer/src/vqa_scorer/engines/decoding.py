@@ -31,15 +31,21 @@ _NEVER = -1.0e9
 
 
 def greedy_search(logits: Tensor, advance: Advance, *, stop_tokens: Tensor, max_new_tokens: int) -> list[list[int]]:
-    """The likeliest token at each step, from the first logits [B, V]; without the token that ended a row."""
+    """The likeliest token at each step, from the first logits [B, V]; without the token that ended a row.
+
+    ArithmeticError where logits are no finite numbers.
+    """
     rows = torch.arange(len(logits), device=logits.device)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     written: list[Tensor] = []
+    sound = torch.ones((), dtype=torch.bool, device=logits.device)
     while True:
-        token = logits.argmax(dim=-1)
+        best, token = logits.max(dim=-1)
+        sound = sound & best.isfinite().all()
         ended = ended | torch.isin(token, stop_tokens)
         written.append(torch.where(ended, -1, token))
         if len(written) == max_new_tokens or bool(ended.all()):
+            _require_numbers(sound)
             return [[token for token in row if token >= 0] for row in torch.stack(written, dim=1).tolist()]
         logits = advance(token, rows)
 
@@ -51,7 +57,7 @@ def beam_search(
 
     A row stops when its best running hypothesis can no longer beat its worst finished one at the length reached
     (transformers' `early_stopping=False`). Each step looks at more continuations than beams, so that hypotheses which end
-    leave enough to go on with.
+    leave enough to go on with. ArithmeticError where logits are no finite numbers.
     """
     batch, vocabulary = logits.shape
     device = logits.device
@@ -66,10 +72,12 @@ def beam_search(
     is_finished = torch.zeros(batch, beams, dtype=torch.bool, device=device)
     improvable = torch.ones(batch, 1, dtype=torch.bool, device=device)
     first_row = torch.arange(batch, device=device)[:, None]
+    sound = torch.ones((), dtype=torch.bool, device=device)
     logits = logits[:, None].expand(-1, beams, -1)
     for length in range(1, max_new_tokens + 1):
         log_probs = torch.log_softmax(logits.float(), dim=-1) + scores[:, :, None]
         top, places = torch.topk(log_probs.reshape(batch, -1), considered)
+        sound = sound & top[:, 0].isfinite().all()
         parent, token = places // vocabulary, places % vocabulary
         continued = torch.cat([_gather(tokens, parent), token[:, :, None]], dim=2)
         ends = torch.isin(token, stop_tokens) | (length == max_new_tokens)
@@ -89,8 +97,14 @@ def beam_search(
         # the prefill has one row a prompt, every later step one a beam
         rows = first_row.expand_as(parent) if length == 1 else first_row * beams + parent
         logits = advance(token.flatten(), rows.flatten()).unflatten(0, (batch, beams))
+    _require_numbers(sound)
     stop = set(stop_tokens.tolist())
     return [[token for token in row if token >= 0 and token not in stop] for row in finished[:, 0].tolist()]
+
+
+def _require_numbers(sound: Tensor) -> None:
+    if not bool(sound):
+        raise ArithmeticError("the model gave logits that are no finite numbers: broken weights, or an overflow in this dtype")
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from leverplus.errors import GenerationFailed, InvalidInput
+from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import EngineCounts, EnginePhase, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments, beam_search, greedy_search
@@ -125,59 +125,79 @@ class PackedQwen:
             )
             self._tokens_a_batch = max(int(room * _SHARE_OF_A_BATCH) // self._decoder.bytes_a_token_kept, 1)
 
-    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
-        """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
-        texts: dict[int, str] = {}
-        for indices, encoded, features in self._encoded(prompts):
-            written = self._in_batches(encoded, partial(self._search, features))
-            texts |= zip(indices, self._processor.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str | LeverPlusError]:
+        """Raw texts in the order of `prompts`; InvalidInput in place of one whose image cannot be read."""
+        texts: dict[int, str | LeverPlusError] = {}
+        for indices, encoded, features, refused in self._encoded(prompts):
+            texts |= refused
+            if encoded:
+                written = self._in_batches(encoded, partial(self._search, features))
+                texts |= zip(indices, self._processor.tokenizer.batch_decode(written, skip_special_tokens=True), strict=True)
         return [texts[index] for index in range(len(prompts))]
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
-        """P of each answer, as `engines.probabilities` defines it; InvalidInput names an image that cannot be read."""
+        """P of each answer, as `engines.probabilities` defines it. Raises InvalidInput, naming an image that cannot be read."""
         replies = [[self._token_ids(spellings(answer)) for answer in own] for own in answers]
         found: dict[int, list[float]] = {}
-        for indices, encoded, features in self._encoded(prompts):
+        for indices, encoded, features, refused in self._encoded(prompts):
+            for error in refused.values():
+                raise error
             own = {id(prompt): replies[index] for index, prompt in zip(indices, encoded, strict=True)}
             found |= zip(indices, self._in_batches(encoded, partial(self._weigh, features, own)), strict=True)
         return [found[index] for index in range(len(prompts))]
 
-    def _encoded(self, prompts: Sequence[ScoringPrompt]) -> Iterator[tuple[list[int], list[EncodedPrompt], Features]]:
-        """Indices, encoded prompts and features of their images; prompts that begin alike come side by side."""
+    def _encoded(
+        self, prompts: Sequence[ScoringPrompt]
+    ) -> Iterator[tuple[list[int], list[EncodedPrompt], Features, dict[int, LeverPlusError]]]:
+        """Indices, encoded prompts and features of their images; prompts that begin alike come side by side. By index, why others
+        cannot be asked."""
         order = sorted(range(len(prompts)), key=lambda index: prompts[index].order)
         chunks = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
         prepared = _one_ahead(self._ahead, lambda chunk: self._prepare([prompts[index] for index in chunk]), chunks)
-        for chunk, (encoded, images) in zip(chunks, prepared, strict=True):
+        for chunk, (made, images) in zip(chunks, prepared, strict=True):
             with self._timed("images"):
                 features = self._features_of(images)
-            self._count(prompts=len(encoded), tokens=sum(map(len, encoded)))
-            yield chunk, encoded, features
+            encoded = {index: one for index, one in zip(chunk, made, strict=True) if isinstance(one, EncodedPrompt)}
+            refused = {index: one for index, one in zip(chunk, made, strict=True) if isinstance(one, LeverPlusError)}
+            self._count(prompts=len(encoded), tokens=sum(map(len, encoded.values())))
+            yield list(encoded), list(encoded.values()), features, refused
 
-    def _prepare(self, prompts: Sequence[ScoringPrompt]) -> tuple[list[EncodedPrompt], list[ImageFeatures | Decoded]]:
-        """Tokens of prompts, and their images: decoded where features are not kept. On a GPU in a thread of its own."""
+    def _prepare(
+        self, prompts: Sequence[ScoringPrompt]
+    ) -> tuple[list[EncodedPrompt | LeverPlusError], list[ImageFeatures | Decoded]]:
+        """Tokens of prompts, or why one cannot be asked, and their images: decoded where features are not kept. On a GPU in a
+        thread of its own."""
         paths = [tuple(shot.image for shot in (*prompt.demonstrations, prompt.query)) for prompt in prompts]
         images: dict[Path, ImageFeatures | Decoded] = {}
+        broken: dict[Path, LeverPlusError] = {}
         missing: dict[Path, FileVersion] = {}
         for path in dict.fromkeys(path for own in paths for path in own):
-            version = file_version(path)
+            try:
+                version = file_version(path)
+            except InvalidInput as exc:
+                broken[path] = exc
+                continue
             if (kept := self._features.get(version)) is None:
                 missing[path] = version
+                self._begin_to_read(path, version)
             else:
                 images[path] = kept
         for path, version in missing.items():
-            self._begin_to_read(path, version)
-        for path, version in missing.items():
             begun = self._begun.pop(version, None)
-            images[path] = Decoded(version, begun.result() if begun is not None else self._pixels.read(path))
-        encoded: list[EncodedPrompt] = []
+            try:
+                images[path] = Decoded(version, begun.result() if begun is not None else self._pixels.read(path))
+            except InvalidInput as exc:
+                broken[path] = exc
+        made: list[EncodedPrompt | LeverPlusError] = []
         token_ids = self._token_ids([self._text(prompt) for prompt in prompts])
         for prompt, own, ids in zip(prompts, paths, token_ids, strict=True):
-            if ids.count(self._decoder.image_token) != len(own):
-                raise InvalidInput(
+            fault = next((broken[path] for path in own if path in broken), None)
+            if fault is None and ids.count(self._decoder.image_token) != len(own):
+                fault = InvalidInput(
                     f"a question or answer holds the image placeholder {self._placeholder}: {prompt.query.question!r}"
                 )
-            encoded.append(encode(ids, [images[path].shape for path in own], self._decoder.image_token))
-        return encoded, list(images.values())
+            made.append(fault or encode(ids, [images[path].shape for path in own], self._decoder.image_token))
+        return made, list(images.values())
 
     def look_ahead(self, prompts: Sequence[ScoringPrompt]) -> None:
         """Begins to decode the images of prompts that will come next, as many as PIXELS_AHEAD allows; nothing on a processor."""
@@ -249,13 +269,19 @@ class PackedQwen:
     def _in_batches(self, prompts: Sequence[EncodedPrompt], work: Callable[[Sequence[EncodedPrompt]], list[R]]) -> list[R]:
         """`work` on runs of prompts of at most `_tokens_a_batch` tokens, which is halved when the device's memory does not do."""
         made: list[R] = []
+        was_cleared = False
         while len(made) < len(prompts):
             batch = even_run(prompts[len(made) :], self._tokens_a_batch)
             answers = self._unless_out_of_memory(work, batch)
-            if answers is None:
+            if answers is not None:
+                made += answers
+            elif len(batch) > 1 or not was_cleared:
+                was_cleared = len(batch) == 1
                 self._use_less_memory(batch)
             else:
-                made += answers
+                tokens = len(batch[0])
+                reason = f"a prompt of {tokens} tokens does not fit the device's memory; take a smaller model or image size"
+                raise GenerationFailed(prompts=1, reason=reason)
         return made
 
     @staticmethod
@@ -267,11 +293,6 @@ class PackedQwen:
 
     def _use_less_memory(self, batch: Sequence[EncodedPrompt]) -> None:
         tokens = sum(map(len, batch))
-        if len(batch) == 1 and not len(self._decoder.kept):
-            raise GenerationFailed(
-                prompts=1,
-                reason=f"a prompt of {tokens} tokens does not fit the device's memory; take a smaller model or image size",
-            )
         if len(batch) > 1:
             self._tokens_a_batch = max(tokens // 2, 1)
         else:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from leverplus.errors import LeverPlusError
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate
 from vqa_scorer.engines import EngineCounts, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
@@ -118,8 +119,9 @@ class TransformersEngine:
         marks = {getattr(self._processor, name, None) for name in ("image_token", "boi_token")}
         return frozenset(token.content for token in added if token.special) | {mark for mark in marks if mark}
 
-    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str]:
-        """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> Sequence[str | LeverPlusError]:
+        """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read, in its prompt's place where the
+        others can be answered."""
         return self._loaded.generate(prompts)
 
     def look_ahead(self, prompts: Sequence[ScoringPrompt]) -> None:
