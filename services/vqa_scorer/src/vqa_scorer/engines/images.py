@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ FileVersion = tuple[Path, int, int, int, int]
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
+def opened(path: Path) -> Generator[Image.Image]:
     """The image with its header read; whatever goes wrong with it is InvalidInput naming the file, so also an image of more than
     MOST_PIXELS."""
     try:
