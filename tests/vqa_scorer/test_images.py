@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +16,12 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from leverplus.errors import InvalidInput
+from vqa_scorer.engines.data_urls import data_url
 from vqa_scorer.engines.features import FeatureCache, ImageFeatures
-from vqa_scorer.engines.images import FileVersion, file_version
+from vqa_scorer.engines.images import FileVersion, file_version, read_image
 from vqa_scorer.engines.pixels import PixelReader
 from vqa_scorer.engines.prefixes import ImageShape
+from vqa_scorer.planning import ReadableImages
 
 
 def photograph(path: Path, width: int, height: int) -> Path:
@@ -63,12 +70,84 @@ def test_images_that_no_model_takes_are_refused(tmp_path: Path) -> None:
         reader.read(tmp_path / "absent.png")
 
 
+def overwritten(data: bytes, changes: dict[int, int]) -> bytes:
+    return bytes(changes.get(index, value) for index, value in enumerate(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "changes", "raised"),
+    [
+        ("AVIF", "RGB", dict.fromkeys(range(-20, 0), 255), RuntimeError),
+        ("SPIDER", "F", {107: 78}, AttributeError),
+        ("DDS", "RGB", {30: 113, 80: 151}, NotImplementedError),
+    ],
+)
+def test_whatever_pillow_raises_for_a_broken_image_names_the_file(
+    tmp_path: Path, kind: str, mode: str, changes: dict[int, int], raised: type[Exception]
+) -> None:
+    path = tmp_path / "broken"
+    Image.new(mode, (24, 24)).save(path, kind)
+    data = path.read_bytes()
+    path.write_bytes(overwritten(data, {index % len(data): value for index, value in changes.items()}))
+    with pytest.raises(InvalidInput, match="broken cannot be read: ") as refused:
+        read_image(path)
+    assert isinstance(refused.value.__cause__, raised), "Pillow has learnt it; the case can go"
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
+    """Both files end behind the header, so that reading on would tell of that."""
+    for size, said in ((b"8001 8000", r"has 8001 × 8000 pixels, at most 64,000,000 are read"), (b"8000 8000", "cannot be read")):
+        path = tmp_path / "large.ppm"
+        path.write_bytes(b"P6 " + size + b" 255\n")
+        for read in (read_image, data_url):
+            with pytest.raises(InvalidInput, match=rf"large\.ppm {said}") as refused:
+                read(path)
+            assert refused.value.context == {"image": str(path)}
+
+
+def test_a_long_image_is_refused_before_a_batch_has_it(tmp_path: Path) -> None:
+    images = ReadableImages()
+    images.check([photograph(tmp_path / "long.png", 2000, 10), photograph(tmp_path / "high.png", 10, 2000)])
+    for size in ((2001, 10), (10, 2001)):
+        with pytest.raises(InvalidInput, match=rf"thin\.png has {size[0]} × {size[1]} pixels, .* at most 200 times"):
+            images.check([photograph(tmp_path / "thin.png", *size)])
+
+
+def test_few_images_are_decoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [photograph(tmp_path / f"{number}.png", 20, 20) for number in range(12)]
+    under_way: list[Path] = []
+    counts: list[int] = []
+    enough, gate = threading.Event(), threading.Event()
+
+    def read(path: Path) -> Image.Image:
+        under_way.append(path)
+        counts.append(len(under_way))
+        if len(under_way) == 4:
+            enough.set()
+        assert gate.wait(10)
+        under_way.remove(path)
+        return read_image(path)
+
+    monkeypatch.setattr("vqa_scorer.planning.read_image", read)
+    images = ReadableImages()
+    with ThreadPoolExecutor(12) as threads:
+        checks = [threads.submit(images.check, [path]) for path in paths]
+        try:
+            assert enough.wait(10)
+            time.sleep(0.05)
+        finally:
+            gate.set()
+        for check in checks:
+            check.result(10)
+    assert (len(counts), max(counts)) == (12, 4)
+
+
 def features(tokens: int) -> ImageFeatures:
     return ImageFeatures(ImageShape(tokens, tokens, 1), torch.zeros(tokens, 1))
 
 
 def version(name: str) -> FileVersion:
-    return Path(name), 0, 0
+    return Path(name), 0, 0, 0, 0
 
 
 def test_the_least_recently_used_features_move_to_the_host_and_then_go() -> None:
@@ -102,5 +181,14 @@ def test_a_replaced_file_is_another(tmp_path: Path) -> None:
     before = file_version(path)
     path.write_text("another")
     assert file_version(path) != before
+    before, times = file_version(path), path.stat()
+    path.write_text("another".upper())
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file_version(path) != before, "written in its place with its size and time"
+    before = file_version(path)
+    other = tmp_path / "other"
+    shutil.copy2(path, other)
+    other.replace(path)
+    assert file_version(path) != before, "another file of that size and time"
     with pytest.raises(InvalidInput, match="absent"):
         file_version(tmp_path / "absent")

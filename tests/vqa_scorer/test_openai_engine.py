@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import logging
@@ -28,7 +29,7 @@ from vqa_scorer.app import create_app
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
 from vqa_scorer.engines.openai import OpenAIEngine
-from vqa_scorer.engines.openai_server import RetryPolicy
+from vqa_scorer.engines.openai_server import LARGEST_ANSWER_BYTES, RetryPolicy
 from vqa_scorer.settings import ScorerSettings
 
 KEY = "sk-never-shown"
@@ -41,10 +42,13 @@ def completion(text: Any, finish_reason: Any = "stop", **more: Any) -> dict[str,
 
 
 class Reply:
-    """What the server does with a request: answers, hangs up before it where `status` is None, or in its middle where `cut`."""
+    """What the server does with a request: answers, hangs up before it where `status` is None, or in its middle where `cut`;
+    where `endless` it writes the body again and again, until nobody reads it."""
 
-    def __init__(self, status: int | None = 200, body: Any = None, *, cut: bool = False, **headers: str) -> None:
-        self.status, self.body, self.cut, self.headers = status, body, cut, headers
+    def __init__(
+        self, status: int | None = 200, body: Any = None, *, cut: bool = False, endless: bool = False, **headers: str
+    ) -> None:
+        self.status, self.body, self.cut, self.endless, self.headers = status, body, cut, endless, headers
 
 
 class ChatServer:
@@ -60,6 +64,7 @@ class ChatServer:
         self.refused: str | None = None
         self.seen: list[dict[str, Any]] = []
         self.authorizations: list[str | None] = []
+        self.encodings: list[str | None] = []
         self.gate = threading.Event()
         self.gate.set()
         self.under_way = self.most = 0
@@ -78,6 +83,7 @@ class ChatServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer.changed:
                     outer.seen.append(body)
+                    outer.encodings.append(self.headers["Accept-Encoding"])
                     outer.under_way += 1
                     outer.most = max(outer.most, outer.under_way)
                     reply = outer.replies.pop(0) if outer.replies else outer.reply_to(body)
@@ -97,10 +103,13 @@ class ChatServer:
                     self.send_response(reply.status)
                     for name, value in reply.headers.items():
                         self.send_header(name.replace("_", "-"), value)
-                    self.send_header("Content-Length", str(len(content) + 100 * reply.cut))
+                    if not reply.endless:
+                        self.send_header("Content-Length", str(len(content) + 100 * reply.cut))
                     self.end_headers()
                     self.wfile.write(content)
-                    self.close_connection = reply.cut
+                    self.close_connection = reply.cut or reply.endless
+                    while reply.endless:
+                        self.wfile.write(content * 65536)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
@@ -301,6 +310,12 @@ def test_waits_grow_with_jitter_and_respect_retry_after() -> None:
         ({"choices": [{"text": "yes"}]}, "no answer in"),
         ([], r"no answer in \[\]"),
         (b"<html>", "no JSON: <html>"),
+        (b"[" * 100_000, r"POST http://127.0.0.1:\d+/v1/chat/completions was answered with JSON that is nested too deep: \[\[\["),
+        (b'{"choices": ' + b"[" * 3000 + b"]" * 3000 + b"}", "127.0.0.1"),
+        (b" " * (LARGEST_ANSWER_BYTES + 1), r"POST http://127.0.0.1:.* with more than the 4194304 bytes"),
+        (completion("\ud800"), r"127.0.0.1:\d+/v1 is no Unicode: surrogates not allowed in '\\ud800'"),
+        (completion("y" * 1345), r"127.0.0.1:\d+/v1 has 1345 bytes, and 5 tokens have at most 1344: yyyy"),
+        (completion("ü" * 673), "has 1346 bytes"),
     ],
 )
 def test_what_is_no_whole_answer_is_refused(
@@ -310,6 +325,61 @@ def test_what_is_no_whole_answer_is_refused(
     with pytest.raises(GenerationFailed, match=named):
         answer(make(), prompts[0])
     assert len(server.seen) == 1, "asking again would be paid for again"
+
+
+def test_an_encoded_answer_is_refused_unread(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
+    """Some kilobytes of a bomb would be gigabytes of text; a server that is told of no encoding has no reason for one."""
+    server.replies = [Reply(200, gzip.compress(bytes(1000)), Content_Encoding="gzip")]
+    with pytest.raises(GenerationFailed, match=r"http://127.0.0.1:.* encoded as 'gzip', though identity was asked for"):
+        answer(make(), prompts[0])
+    assert server.encodings == ["identity"]
+
+
+def test_an_answer_without_end_is_left(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:
+    server.replies = [Reply(200, b"[", endless=True), *[Reply(500, b"[", endless=True)] * 4]
+    with pytest.raises(GenerationFailed, match="with more than the 4194304 bytes"):
+        answer(make(), prompts[0])
+    with pytest.raises(Unavailable, match=r"attempt 4 of at most 4 .*HTTP 500 \[\[\["):
+        answer(make(), prompts[0])
+
+
+def test_the_longest_text_that_the_tokens_may_have_is_an_answer(
+    server: ChatServer, make: Make, prompts: list[ScoringPrompt]
+) -> None:
+    server.replies = [Reply(200, completion("y" * 1344))]
+    assert answer(make(max_new_tokens=5), prompts[0]) == "y" * 1344
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [completion("\ud800"), completion("y" * 2000), b"[" * 100_000, b" " * (LARGEST_ANSWER_BYTES + 1)],
+    ids=["surrogate", "long", "nested", "large"],
+)
+def test_a_broken_answer_fails_alone(
+    server: ChatServer, make: Make, data: DataRoot, running: Running, broken: dict[str, Any] | bytes
+) -> None:
+    """Up to the answer in JSON: what a server wrote may not break the error that tells of it, either."""
+    settings = ScorerSettings(data=data.path, vlm=data.path)
+    body = {"dataset": "toy", "queries": [{"query_id": query, "pointers": [[]]} for query in range(3)]}
+
+    async def scenario() -> None:
+        async with running(create_app(settings, engine=make(concurrency=1))) as client:
+            server.replies = [Reply(200, broken)]
+            refused = await client.post("/score", json=body)
+            assert (refused.status_code, refused.json()["type"]) == (500, "GenerationFailed")
+            assert "http://127.0.0.1:" in refused.json()["detail"]
+            again = await client.post("/score", json=body)
+            assert (again.status_code, again.json()["stats"]["cached"]) == (200, 2)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("value", ["²", "soon", "-1", "1e3", "", "Wed, 21 Oct 2099 07:28:00 +99999999999999"])
+def test_a_retry_after_that_says_nothing_is_passed_over(
+    server: ChatServer, make: Make, prompts: list[ScoringPrompt], value: str
+) -> None:
+    server.replies = [Reply(429, {}, Retry_After=value)]
+    assert answer(make(), prompts[0]) == "QUESTION 0?"
 
 
 def test_an_empty_answer_and_one_that_was_cut_are_answers(server: ChatServer, make: Make, prompts: list[ScoringPrompt]) -> None:

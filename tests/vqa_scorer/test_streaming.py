@@ -118,6 +118,25 @@ def test_the_lines_on_the_wire(settings: ScorerSettings, serving: Serving) -> No
         assert "1 of 2 candidates (50.0%)" in lines[3]["stats"]["warnings"][0]
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (["Application/X-NDJSON"], "application/x-ndjson"),
+        (["application/json;q=0.5, application/x-ndjson ; Q=0.9"], "application/x-ndjson"),
+        (["application/json", "application/x-ndjson"], "application/x-ndjson"),
+        (["application/x-ndjson;q=0"], "application/json"),
+        (["application/x-ndjson; q=0.000, */*"], "application/json"),
+        (["application/x-ndjson-seq"], "application/json"),
+        (["*/*"], "application/json"),
+    ],
+)
+def test_what_accept_asks_for(settings: ScorerSettings, serving: Serving, accept: list[str], kind: str) -> None:
+    with serving(create_app(settings, EchoEngine())) as client:
+        headers = [("Accept", value) for value in accept]
+        answer = httpx.post(f"{client.base_url}/score", json=request((0, [[1]])).model_dump(), headers=headers)
+        assert (answer.status_code, answer.headers["content-type"].split(";")[0]) == (200, kind)
+
+
 @pytest.mark.parametrize("options", [{"gt_prob": True}, {"gt_prob": True, "info_score": True}])
 def test_probabilities_are_streamed_likewise(settings: ScorerSettings, serving: Serving, options: dict[str, bool]) -> None:
     asked = request((0, pointers(0, 40)), (3, pointers(3, 3)), **options)

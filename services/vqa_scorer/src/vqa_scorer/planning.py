@@ -23,6 +23,10 @@ from vqa_scorer.engines.images import FileVersion, file_version, read_image
 _ANNOTATORS = 10
 _OPEN_DATASETS = 4
 _REMEMBERED_IMAGES = 200_000
+_DECODED_AT_ONCE = 4
+"""Images in memory at a time, whatever the number of requests."""
+_LONGEST_RATIO = 200
+"""Of an image's sides: Qwen's image processors refuse more, and in a batch that would fail for others, too."""
 
 
 @dataclass(frozen=True)
@@ -188,15 +192,23 @@ class ReadableImages:
     def __init__(self) -> None:
         self._seen: OrderedDict[FileVersion, None] = OrderedDict()
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(_DECODED_AT_ONCE)
 
     def check(self, paths: Iterable[Path]) -> None:
-        """InvalidInput naming the first file that is no readable image."""
+        """InvalidInput naming the first file that is no readable image, or one too long for its width."""
         for path in paths:
             version = file_version(path)
             with self._lock:
                 if version in self._seen:
                     continue
-            read_image(path)
+            with self._places:
+                width, height = read_image(path).size
+            if max(width, height) > _LONGEST_RATIO * min(width, height):
+                raise InvalidInput(
+                    f"image {path} has {width} × {height} pixels, one side may have at most {_LONGEST_RATIO} times those of the "
+                    "other; crop it, or leave the item out",
+                    image=str(path),
+                )
             with self._lock:
                 self._seen[version] = None
                 while len(self._seen) > _REMEMBERED_IMAGES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Coroutine
 from dataclasses import asdict
@@ -101,7 +102,7 @@ def create_router(service: ScoringService) -> APIRouter:
         there at a time. 429 where the first finds no place; after that the deadline holds for every step forward, and errors
         are the last line.
         """
-        if NDJSON not in request.headers.get("accept", ""):
+        if not _wants_lines(request.headers.getlist("accept")):
             return await _while_there(request, service.score(body))
         return StreamedScores(await _while_there(request, service.open_stream(body)), service.deadline_s)
 
@@ -160,6 +161,15 @@ class StreamedScores(StreamingResponse):
         finally:
             await self._lines.aclose()
             self._stream.close()
+
+
+def _wants_lines(accept: list[str]) -> bool:
+    """Whether Accept headers name NDJSON, in any case and not with the weight 0 that refuses it (RFC 9110, section 12.5.1)."""
+    for entry in ",".join(accept).lower().split(","):
+        kind, *parameters = (part.strip() for part in entry.split(";"))
+        if kind == NDJSON:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 async def _while_there(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -6,22 +6,16 @@ import base64
 import io
 from pathlib import Path
 
-from PIL import Image
-
-from leverplus.errors import InvalidInput
-from vqa_scorer.engines.images import read_image
+from vqa_scorer.engines.images import opened, read_image
 
 _SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
 
 def data_url(path: Path) -> str:
     """The file's own bytes where it is JPEG, PNG or WebP, else its picture as PNG; InvalidInput if it cannot be read."""
-    try:
-        with Image.open(path) as image:
-            kind = _SENT_AS_THEY_ARE.get(image.format or "")
+    with opened(path) as image:
+        kind = _SENT_AS_THEY_ARE.get(image.format or "")
         content = path.read_bytes() if kind else b""
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
-        raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
     if kind is None:
         kind, stream = "image/png", io.BytesIO()
         read_image(path).save(stream, "PNG")

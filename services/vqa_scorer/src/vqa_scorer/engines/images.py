@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
 
 from leverplus.errors import InvalidInput
 
-FileVersion = tuple[Path, int, int]
+MOST_PIXELS = 64_000_000
+"""Of an image: decoded, and once more as RGB, it takes half a gigabyte. A file of some hundred kilobytes may claim far more."""
+
+FileVersion = tuple[Path, int, int, int, int]
 
 
-def read_image(path: Path) -> Image.Image:
-    """The decoded RGB image; InvalidInput naming the file if it is missing, truncated or no image."""
+@contextmanager
+def opened(path: Path) -> Generator[Image.Image]:
+    """The image with its header read; whatever goes wrong with it is InvalidInput naming the file, so also an image of more than
+    MOST_PIXELS."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as exc:
+            if not 0 < image.width * image.height <= MOST_PIXELS:
+                size = f"{image.width} × {image.height} pixels"
+                raise InvalidInput(f"image {path} has {size}, at most {MOST_PIXELS:,} are read; shrink it", image=str(path))
+            yield image
+    except (InvalidInput, MemoryError):
+        raise
+    except Exception as exc:
+        # What Pillow's readers raise for a broken file is told nowhere: RuntimeError, AttributeError, NotImplementedError, ...
         raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
 
 
+def read_image(path: Path) -> Image.Image:
+    """The decoded RGB image; InvalidInput naming the file if it is missing, broken, no image or has more than MOST_PIXELS."""
+    with opened(path) as image:
+        return image.convert("RGB")
+
+
 def file_version(path: Path) -> FileVersion:
-    """Changes when the file is replaced; InvalidInput if it is missing."""
+    """Changes when the file is replaced, also by one of the same size and time; InvalidInput if it is missing."""
     try:
         status = path.stat()
     except OSError as exc:
         raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
-    return path, status.st_mtime_ns, status.st_size
+    return path, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size

@@ -28,6 +28,8 @@ _GREEDY = {"temperature": 0, "repetition_penalty": 1.0}
 """vLLM and SGLang take what is not named from the model's generation_config.json, and that may hold a repetition penalty."""
 _OTHER_TEXTS = ("reasoning_content", "reasoning", "refusal", "tool_calls", "function_call")
 """Where a message may hold what was written, when its content is null."""
+_BYTES_A_TOKEN, _MORE_BYTES = 64, 1024
+"""How long max_new_tokens tokens may be: most have a few bytes, the longest, runs of one sign, some hundred."""
 _CLOSE_LIMIT_S = 5.0
 _BATCHES_OF_REQUESTS = 4
 """How many times the requests under way a batch has prompts, so that one slow answer holds up few."""
@@ -165,7 +167,7 @@ class OpenAIEngine:
                 field="LEVERPLUS_OPENAI_URL", reason=f"{self._server.url}/models holds no list of models: {said}"
             ) from None
         if self._model not in listed:
-            shown = shorten(", ".join(listed) or "none")
+            shown = self._shown(", ".join(listed) or "none")
             raise InvalidConfig(
                 field="LEVERPLUS_OPENAI_MODEL", reason=f"{self._server.url} does not serve {self._model!r}; it serves: {shown}"
             )
@@ -230,13 +232,25 @@ class OpenAIEngine:
         except (KeyError, IndexError, TypeError):
             raise BadAnswer(f"no answer in {self._shown(document)}") from None
         if reason not in _WHOLE_ANSWERS:
-            raise BadAnswer(f"finish_reason is {reason!r}; a whole answer ends with {' or '.join(_WHOLE_ANSWERS)}")
+            raise BadAnswer(
+                f"finish_reason is {self._shown(repr(reason))}; a whole answer ends with {' or '.join(_WHOLE_ANSWERS)}"
+            )
         if text is None and reason == "stop" and not any(message.get(other) for other in _OTHER_TEXTS):
             # SGLang's way of saying that the model wrote nothing.
             return ""
         if not isinstance(text, str):
             raise BadAnswer(f"the answer's content is no text: {self._shown(choice)}")
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as exc:
+            raise BadAnswer(f"the text of {self._server.url} is no Unicode: {exc.reason} in {self._shown(repr(text))}") from None
+        if size > (most := self._max_new_tokens * _BYTES_A_TOKEN + _MORE_BYTES):
+            long = f"{size} bytes, and {self._max_new_tokens} tokens have at most {most}"
+            raise BadAnswer(f"the text of {self._server.url} has {long}: {self._shown(text)}")
         return text
 
     def _shown(self, value: Any) -> str:
-        return shorten(self._server.without_key(str(value)))
+        try:
+            return shorten(self._server.without_key(str(value)))
+        except RecursionError:
+            return f"what {self._server.url} wrote, nested too deep to be shown"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 _TOO_MANY_REQUESTS = 429
 _CONNECT_LIMIT_S = 10.0
+LARGEST_ANSWER_BYTES = 4 * 2**20
+"""Of a body: many times a list of models or a short answer, and little in memory for every request under way."""
 
 
 @dataclass(frozen=True)
@@ -102,28 +105,39 @@ class OpenAIServer:
         return text.replace(self._api_key, "***") if self._api_key else text
 
     async def _attempt(self, method: str, path: str, payload: Any) -> Any:
+        asked = f"{method} {self.url}{path}"
         try:
-            response = await self._http().request(method, self.url + path, json=payload)
+            async with self._http().stream(method, self.url + path, json=payload) as response:
+                body = await _beginning(response)
         except httpx.TransportError as exc:
             raise _Passing(self.without_key(f"{type(exc).__name__} {exc}".strip())) from None
         except httpx.HTTPError as exc:
             raise BadAnswer(self.without_key(f"{type(exc).__name__} {exc}")) from None
-        status, body = response.status_code, shorten(self.without_key(response.text))
-        said = f"HTTP {status} {body}".strip()
+        status, shown = response.status_code, shorten(self.without_key(body.decode(errors="replace")))
+        said = f"HTTP {status} {shown}".strip()
         if status == _TOO_MANY_REQUESTS or status >= 500:
-            asked = _seconds(response.headers.get("Retry-After"))
-            raise _Passing(f"{said}, Retry-After {asked:g} s" if asked else said, asked)
+            wait_s = _seconds(response.headers.get("Retry-After"))
+            raise _Passing(f"{said}, Retry-After {wait_s:g} s" if wait_s else said, wait_s)
         if status != 200:
-            raise BadAnswer(f"{method} {self.url}{path} was answered with {said}", status)
+            raise BadAnswer(f"{asked} was answered with {said}", status)
+        if encoding := response.headers.get("Content-Encoding"):
+            reason = f"{asked} was answered encoded as {encoding!r}, though identity was asked for"
+            raise BadAnswer(shorten(self.without_key(reason)))
+        if len(body) > LARGEST_ANSWER_BYTES:
+            raise BadAnswer(f"{asked} was answered with more than the {LARGEST_ANSWER_BYTES} bytes that an answer may have")
         try:
-            return response.json()
+            return json.loads(body)
         except ValueError:
-            raise BadAnswer(f"{method} {self.url}{path} was answered with no JSON: {body}") from None
+            raise BadAnswer(f"{asked} was answered with no JSON: {shown}") from None
+        except RecursionError:
+            raise BadAnswer(f"{asked} was answered with JSON that is nested too deep: {shown}") from None
 
     def _http(self) -> httpx.AsyncClient:
         if self._client is None:
+            key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
             self._client = httpx.AsyncClient(
-                headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+                # A few encoded bytes may stand for any number of others, so that their count would bound nothing.
+                headers={"Accept-Encoding": "identity", **key},
                 limits=httpx.Limits(max_connections=self._concurrency, max_keepalive_connections=self._concurrency),
                 # asyncio bounds an attempt as a whole
                 timeout=httpx.Timeout(None, connect=_CONNECT_LIMIT_S),
@@ -131,6 +145,16 @@ class OpenAIServer:
                 mounts={"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None},
             )
         return self._client
+
+
+async def _beginning(response: httpx.Response) -> bytes:
+    """The body as it was sent; of one longer than LARGEST_ANSWER_BYTES a beginning that is longer, too."""
+    body = bytearray()
+    async for part in response.aiter_raw():
+        body += part
+        if len(body) > LARGEST_ANSWER_BYTES:
+            break
+    return bytes(body)
 
 
 def _checked_url(url: str) -> str:
@@ -151,11 +175,11 @@ def _seconds(retry_after: str | None) -> float:
     """A Retry-After header, seconds or a date, as seconds from now; 0 where it says nothing (RFC 9110, section 10.2.3)."""
     if retry_after is None:
         return 0.0
-    if retry_after.strip().isdigit():
+    if retry_after.isascii() and retry_after.strip().isdigit():
         return float(retry_after)
     try:
         moment = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
     return max((aware - datetime.now(UTC)).total_seconds(), 0.0)
