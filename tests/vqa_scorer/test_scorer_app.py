@@ -11,8 +11,10 @@ import httpx
 import orjson
 import pytest
 from fastapi import FastAPI
+from pydantic import ValidationError
 
 from leverplus.dataset import Dataset
+from leverplus.scoring import ScoreRequest
 from leverplus.store import ScoreStore, open_store
 from vqa_scorer.app import create_app
 from vqa_scorer.engines.echo import EchoEngine
@@ -314,3 +316,9 @@ def test_stats_and_metrics_count_since_start(settings: ScorerSettings, running: 
             assert "vqa_scorer_queue_capacity 8.0" in metrics
 
     asyncio.run(scenario())
+
+
+def test_a_request_of_too_many_pointers_is_refused_before_it_is_planned() -> None:
+    queries = [{"query_id": number, "pointers": [[]] * 10_000} for number in range(26)]
+    with pytest.raises(ValidationError, match="260000 pointers in one request, at most 250000"):
+        ScoreRequest.model_validate({"dataset": "toy", "queries": queries})

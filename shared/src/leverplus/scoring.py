@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leverplus.ids import MAX_SHOTS
 from leverplus.metric import PostprocessingName
 
 MAX_QUERIES = 100_000
 MAX_POINTERS_PER_QUERY = 10_000
+MAX_POINTERS = 250_000
+"""In one request: what is checked of it is held in memory."""
 
 NDJSON = "application/x-ndjson"
 """What a client names in Accept to have its answer streamed."""
@@ -49,6 +51,13 @@ class ScoreRequest(_Wire):
     dataset: str
     queries: Annotated[list[ScoreQuery], Field(min_length=1, max_length=MAX_QUERIES)]
     options: ScoreOptions = ScoreOptions()
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        found = sum(len(query.pointers) for query in self.queries)
+        if found > MAX_POINTERS:
+            raise ValueError(f"{found} pointers in one request, at most {MAX_POINTERS}: send several")
+        return self
 
 
 class ScoredCandidate(_Wire):

@@ -19,6 +19,8 @@ from vqa_scorer.service import ScoringService
 from vqa_scorer.settings import ScorerSettings
 
 _CLOSING_BATCH_LIMIT_S = 5.0
+_BODY_LIMIT_MIB = 12
+"""250,000 pointers of four items with seven digits; a body is parsed while other clients wait."""
 
 
 @runtime_checkable
@@ -61,7 +63,9 @@ def create_app(
             await asyncio.to_thread(service.worker.close)
 
     # Otherwise open requests would hold up the end until the server drops them unanswered.
-    app = create_service("vqa_scorer", ready=service.ready, lifespan=lifespan, stopping=service.worker.hand_back)
+    app = create_service(
+        "vqa_scorer", body_limit_mib=_BODY_LIMIT_MIB, ready=service.ready, lifespan=lifespan, stopping=service.worker.hand_back
+    )
     app.state.registry.register(service.metrics)
     app.include_router(create_router(service))
     return app

@@ -32,4 +32,4 @@ def main() -> None:
             raise
     if reasons:
         place = f"in {settings.vlm}" if settings.vlm is not None else f"at {settings.openai_url}"
-        sys.exit(f"error: the VLM {place} cannot be used: {reasons[0]}")
+        sys.exit(f"error: the scorer with the VLM {place} cannot start: {reasons[0]}")

@@ -10,10 +10,7 @@ import orjson
 from pydantic import ValidationError
 
 from leverplus.errors import InvalidInput, NotFound, shorten
-from leverplus.scoring import MAX_QUERIES, ScoreOptions, ScoreQuery, ScoreRequest
-
-_POINTERS_A_REQUEST = 500_000
-"""Well below the scorer's 32 MiB a request."""
+from leverplus.scoring import MAX_POINTERS, MAX_QUERIES, ScoreOptions, ScoreQuery, ScoreRequest
 
 
 class QueryFile:
@@ -35,7 +32,7 @@ class QueryFile:
         queries: list[ScoreQuery] = []
         size = 0
         for query in self.queries():
-            if queries and (len(queries) == MAX_QUERIES or size + len(query.pointers) > _POINTERS_A_REQUEST):
+            if queries and (len(queries) == MAX_QUERIES or size + len(query.pointers) > MAX_POINTERS):
                 yield ScoreRequest(dataset=dataset, queries=queries, options=options)
                 queries, size = [], 0
             queries.append(query)
