@@ -11,10 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from leverplus.files import atomic_file
+from leverplus.files import Fence, atomic_file
 
 
-def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
+def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, path: Path, *, fence: Fence | None = None) -> None:
     """Left the losses, right the held-out expected reward between choosing at random and always choosing the best.
 
     `epochs` are the rows of metrics.jsonl; a value of None is left out of its line.
@@ -41,7 +41,7 @@ def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, pa
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=8)
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         figure.savefig(stream, format="png")
 
 

@@ -1,39 +1,42 @@
 """Trains a pointer selector on scored candidates: reward-weighted cross-entropy, judged on held-out queries.
 
 A run is a function of its config and its data: on the CPU the same seed gives the same weights to the last bit. Every epoch
-is judged on queries that were not trained on; the epoch that does best there, by `keep_epoch`, is the one that is kept.
+is judged on queries that were not trained on; the epoch that does best there, by `keep_epoch`, is the one that is kept. After
+every epoch the run leaves in its folder what is needed to go on from there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 import torch
-from numpy.typing import NDArray
 
 import leverplus
 from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Cancelled, Conflict, InvalidConfig, InvalidInput, TrainingDiverged
-from leverplus.files import atomic_file
+from leverplus.files import Fence, atomic_file
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer import losses
 from pointer_trainer.batches import QueryExample, RlBatch, build_examples, collate
+from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.curves import plot_training_curve
-from pointer_trainer.held_out import measure_held_out
+from pointer_trainer.held_out import NAMES, measure_held_out
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
+from pointer_trainer.training_state import StateFolder, TrainingState
 
 METRICS_FILE = "metrics.jsonl"
 CURVE_FILE = "training_curve.png"
@@ -43,6 +46,7 @@ Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """phase, step, total steps of the phase, further values."""
 
 _logger = logging.getLogger(__name__)
+_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,19 @@ def train(
     progress: Progress,
     should_stop: Callable[[], bool],
     logger: logging.Logger = _logger,
+    run: int = 1,
+    fence: Fence = unfenced,
 ) -> TrainResult:
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
+    `run` numbers the runs of a job; a later one goes on after the last epoch that an earlier one left in `run_folder`, if
+    config, data, code and threads are the same. `fence` is asked before any file gets its name, and what it raises ends the run.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
-    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end.
+    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end. Where it diverges, the
+    best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the error names.
     """
     if checkpoint_folder.exists():
         raise Conflict(
@@ -104,24 +113,7 @@ def train(
         **_unexpected(config, rl_data, pool_policy, logger),
     }
 
-    # The caller's random state is left as it was, and has no part in the result.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        selector = _selector_config(config, embeddings)
-        model = PointerSelectorV3(selector).to(device)
-        held_out = [collate(part, embeddings, device) for part in _chunks(held_out_examples, HELD_OUT_BATCH)]
-        rows: list[dict[str, Any]] = []
-        best: dict[str, Any] = {}
-        best_tensors: dict[str, NDArray[np.float32]] = {}
-        for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop):
-            rows.append({**row, **data_metrics})
-            _write_metrics(run_folder / METRICS_FILE, rows)
-            if row["epoch"] > 0 and (not best or _worth(row, config) > _worth(best, config)):
-                best = rows[-1]
-                best_tensors = model.tensors()
-
-    curve_path = run_folder / CURVE_FILE
-    plot_training_curve(rows, best["epoch"], curve_path)
+    selector = _selector_config(config, embeddings)
     info = CheckpointInfo(
         checkpoint_id=checkpoint_folder.name,
         format=FORMAT,
@@ -132,12 +124,71 @@ def train(
         fingerprint=fingerprint,
         training=config.model_dump(mode="json"),
         rl_data=[dict(ref) for ref in rl_data_refs],
-        metrics=best,
+        metrics={},
         code_version=leverplus.__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        created_at="",
     )
-    save_checkpoint(checkpoint_folder, best_tensors, info)
-    return TrainResult(checkpoint_folder.name, best, curve_path, rows)
+    identity = _identity(info, embeddings, device)
+    states = StateFolder(run_folder, run, identity, fence=fence, logger=logger)
+
+    # The caller's random state is left as it was, and has no part in the result.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        model = PointerSelectorV3(selector).to(device)
+        held_out = [collate(part, embeddings, device) for part in _chunks(held_out_examples, HELD_OUT_BATCH)]
+        state = states.newest() or TrainingState()
+        if state.rows:
+            logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
+            _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
+        try:
+            for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop, state):
+                state.rows.append({**row, **data_metrics})
+                if row["epoch"] > 0 and (state.best is None or _worth(row, config) > _worth(state.best, config)):
+                    state.keep_best()
+                states.save(state)
+                _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
+        except TrainingDiverged as exc:
+            raise _with_the_best_kept(exc, checkpoint_folder, state, info, fence) from exc
+
+    assert state.best is not None, "there is at least one epoch"
+    curve_path = run_folder / CURVE_FILE
+    plot_training_curve(state.rows, state.best["epoch"], curve_path, fence=fence)
+    _save_best(checkpoint_folder, state, info, fence)
+    states.remove()
+    return TrainResult(checkpoint_folder.name, state.best, curve_path, state.rows)
+
+
+def _identity(info: CheckpointInfo, embeddings: Embeddings, device: torch.device) -> dict[str, Any]:
+    """All that the last bit of a run's weights depends on: what its checkpoint says of its making, and what it does not."""
+    described = info.to_json()
+    named = ("selector", "pool_policy", "fingerprint", "training", "rl_data", "code_version")
+    return {
+        **{name: described[name] for name in named},
+        "embeddings": embeddings.manifest.sha256,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
+
+
+def _save_best(folder: Path, state: TrainingState, info: CheckpointInfo, fence: Fence) -> None:
+    tensors = {name: tensor.to(torch.float32).numpy() for name, tensor in state.tensors["best"].items()}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    complete = replace(info, checkpoint_id=folder.name, metrics=state.best or {}, created_at=now)
+    save_checkpoint(folder, tensors, complete, fence=fence)
+
+
+def _with_the_best_kept(
+    error: TrainingDiverged, folder: Path, state: TrainingState, info: CheckpointInfo, fence: Fence
+) -> TrainingDiverged:
+    """The error, saying where the best epoch before it is kept; a resumed run that diverges again finds it there."""
+    if state.best is None:
+        return TrainingDiverged(f"{error}; no epoch was finished before, so nothing is kept", **error.context, kept=None)
+    kept = folder.with_name(f"{folder.name}-epoch-{state.best['epoch']}")
+    if not kept.exists():
+        _save_best(kept, state, info, fence)
+    told = f"{error}; the best epoch before, {state.best['epoch']}, is kept as checkpoint {kept.name}"
+    return TrainingDiverged(told, **error.context, kept=kept.name)
 
 
 def _worth(row: Mapping[str, Any], config: TrainConfig) -> float:
@@ -172,21 +223,34 @@ def _rce_epochs(
     embeddings: Embeddings,
     progress: Progress,
     should_stop: Callable[[], bool],
+    state: TrainingState,
 ) -> Iterator[dict[str, Any]]:
-    """Trains `model` in place; yields a row of metrics before the first epoch (number 0) and after each."""
+    """Trains `model` in place, from `state` on; yields a row of metrics before the first epoch (number 0) and after each.
+
+    With every row `state` is that of the model then.
+    """
     device = held_out[0].query_emb.device
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.rce_lr, weight_decay=config.weight_decay)
     total = config.rce_epochs * -(-len(examples) // config.batch_size)
-    step = 0
-    judged = measure_held_out(model, held_out)
-    yield {"phase": "rce", "epoch": 0, "step": 0, "train_loss": None, "temperature": None, "grad_norm": None, **judged}
-    for epoch in range(1, config.rce_epochs + 1):
+
+    def judge() -> dict[str, float]:
+        return measure_held_out(model, _unless(should_stop, held_out))
+
+    if state.rows:
+        state.restore(model)
+        state.restore_optimizer(optimizer)
+        judged = {name: state.rows[-1][name] for name in NAMES}
+    else:
+        judged = judge()
+        state.phase = "rce"
+        state.capture(model, optimizer)
+        yield {"phase": "rce", "epoch": 0, "step": 0, "train_loss": None, "temperature": None, "grad_norm": None, **judged}
+    step = state.step
+    for epoch in range(state.epoch + 1, config.rce_epochs + 1):
         model.train()
         order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
         loss_sum = group_sum = grad_norm_max = temperature = 0.0
-        for chunk in _chunks([examples[index] for index in order], config.batch_size):
-            if should_stop():
-                raise Cancelled(what="training")
+        for chunk in _unless(should_stop, _chunks([examples[index] for index in order], config.batch_size)):
             temperature = losses.temperature_schedule(step, total, config.temperature_start, config.temperature_end)
             outputs = _rce_step(model, collate(chunk, embeddings, device), config, temperature)
             optimizer.zero_grad(set_to_none=True)
@@ -202,7 +266,12 @@ def _rce_epochs(
             group_sum += outputs.metrics["groups"]
             grad_norm_max = max(grad_norm_max, grad_norm.item())
             progress("rce", step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
-        judged = measure_held_out(model, held_out)
+        judged = judge()
+        if not all(math.isfinite(value) for value in judged.values()):
+            # The last step of an epoch has no loss after it that would show what it did.
+            raise TrainingDiverged(epoch=epoch, step=step, loss=judged["held_out_rce"], grad_norm=grad_norm_max, lr=config.rce_lr)
+        state.epoch, state.step = epoch, step
+        state.capture(model, optimizer)
         yield {
             "phase": "rce",
             "epoch": epoch,
@@ -250,12 +319,20 @@ def _of(examples: Sequence[QueryExample], query_ids: set[Any]) -> list[QueryExam
     return [example for example in examples if example.query_id in query_ids]
 
 
+def _unless(should_stop: Callable[[], bool], parts: Iterable[_Part]) -> Iterator[_Part]:
+    """The parts as they are, but Cancelled before the next one once the run is to stop."""
+    for part in parts:
+        if should_stop():
+            raise Cancelled(what="training")
+        yield part
+
+
 def _chunks(examples: Sequence[QueryExample], size: int) -> Iterator[Sequence[QueryExample]]:
     for start in range(0, len(examples), size):
         yield examples[start : start + size]
 
 
-def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], fence: Fence) -> None:
     """Whole and anew each time: a run that starts again leaves no rows of the one before."""
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         stream.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

@@ -53,6 +53,8 @@ def train_selector(context: JobContext) -> dict[str, Any]:
             progress=context.progress,
             should_stop=context.should_stop,
             logger=context.logger,
+            run=context.run,
+            fence=context.fence,
         )
     info = read_info(root.checkpoint(checkpoint_id))
     curves = sorted(path.name for path in context.run_folder.glob("*.png"))
