@@ -41,7 +41,7 @@ from trainer_processes import Trainer, wait_until
 from leverplus.files import write_json
 from leverplus.store import Job
 
-CONFIG: dict[str, Any] = {"rce_epochs": 25, "hidden_dim": 16, "batch_size": 8, "rce_lr": 1e-3, "dropout": 0.2}
+CONFIG: dict[str, Any] = {"rce_epochs": 20, "hidden_dim": 16, "batch_size": 8, "rce_lr": 1e-3, "dropout": 0.2}
 AT_ONCE, SPARE = 4, 2
 JOB_S = 3.0
 RESUME_LIMIT_S, CANCEL_LIMIT_S = 30.0, 2.0

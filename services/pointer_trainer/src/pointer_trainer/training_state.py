@@ -72,7 +72,7 @@ class TrainingState:
     def restore_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Puts back what the optimiser of the phase under way had gathered."""
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in self.tensors["optimizer"].items():
+        for name, tensor in self.tensors.get("optimizer", {}).items():  # none before the first step
             index, _, slot = name.partition(".")
             slots.setdefault(int(index), {})[slot] = tensor
         optimizer.load_state_dict({"state": slots, "param_groups": self.values["optimizer"]})
