@@ -34,8 +34,6 @@ from pathlib import Path
 from typing import Any
 
 from provenance import RESULTS, commit, machine
-from sqlalchemy import create_engine, text
-from sqlalchemy.exc import DBAPIError
 from trainer_processes import Trainer, wait_until
 
 from leverplus.files import write_json
@@ -83,9 +81,8 @@ class Found:
 class Faults:
     """Does things to one trainer, and judges every job by the one that nothing was done to."""
 
-    def __init__(self, trainer: Trainer, database_url: str, seed: int) -> None:
+    def __init__(self, trainer: Trainer, seed: int) -> None:
         self._trainer = trainer
-        self._database_url = database_url
         self._draw = random.Random(seed)
         self._count = 0
         self._expected = self._undisturbed()
@@ -156,29 +153,8 @@ class Faults:
 
     def _stop(self, job: Job, found: Found) -> Callable[[], bool]:
         worker, _ = self._trainer.worker_of(job.id)
-        worker.send(signal.SIGSTOP)
-        while not self._can_write(job.id):
-            # Stopped between BEGIN and COMMIT it would hold a lock for as long as it stands: that tests the database.
-            found.passed_over += 1
-            worker.send(signal.SIGCONT)
-            time.sleep(0.05)
-            worker.send(signal.SIGSTOP)
+        found.passed_over += self._trainer.stop_between_transactions(worker, job.id)
         return self._resumed(job, found, then=lambda: worker.send(signal.SIGCONT))
-
-    def _can_write(self, job_id: str) -> bool:
-        engine = create_engine(self._database_url)
-        try:
-            with engine.connect() as connection:
-                if engine.dialect.name == "sqlite":
-                    connection.exec_driver_sql("PRAGMA busy_timeout=500")
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE NOWAIT"), {"id": job_id})
-        except DBAPIError:
-            return False
-        finally:
-            engine.dispose()
-        return True
 
     def _resumed(self, job: Job, found: Found, then: Callable[[], None] | None = None) -> Callable[[], bool]:
         """To be called again and again until it is True: when another run of the job trains, or nothing was left to do."""
@@ -247,7 +223,7 @@ class Faults:
 def inflict(database_url: str, folder: Path, *, faults: int, seed: int) -> list[Found]:
     """All kinds of faults, `faults` times each, on one trainer."""
     with Trainer(folder, database_url, workers=AT_ONCE + SPARE) as trainer:
-        on = Faults(trainer, database_url, seed)
+        on = Faults(trainer, seed)
         return [*on.worker_and_stopped(faults), on.valkey(faults), on.api(faults), on.cancel(faults)]
 
 

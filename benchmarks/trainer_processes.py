@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 import redis
-from sqlalchemy import select
+from sqlalchemy import create_engine, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from leverplus.checkpoints import read_info
 from leverplus.data_root import DataRoot
@@ -211,6 +212,39 @@ class Trainer:
             owner = connection.execute(select(job_rows.c.lease_owner).where(job_rows.c.id == job_id)).scalar_one()
         pid = int(str(owner).rpartition(":")[2])
         return next(worker for worker in self.workers if worker.pid == os.getpgid(pid)), pid
+
+    def age_heartbeat(self, job_id: str) -> None:
+        """As if the job's worker, which is dead or stopped, had not been heard of for long."""
+        with self._engine.begin() as connection:
+            connection.execute(update(job_rows).where(job_rows.c.id == job_id).values(heartbeat_at=0.0, enqueued_at=0.0))
+
+    def stop_between_transactions(self, worker: Program, job_id: str) -> int:
+        """SIGSTOP; how often it was put off. Stopped between BEGIN and COMMIT a worker holds a lock for as long as it stands, on
+        SQLite that of the whole database: what that does says nothing of the jobs."""
+        put_off = 0
+        worker.send(signal.SIGSTOP)
+        while not self._can_write(job_id):
+            put_off += 1
+            worker.send(signal.SIGCONT)
+            time.sleep(0.05)
+            worker.send(signal.SIGSTOP)
+        return put_off
+
+    def _can_write(self, job_id: str) -> bool:
+        # An engine of its own: the shorter time limit stays with its connection.
+        engine = create_engine(self._engine.url)
+        try:
+            with engine.connect() as connection:
+                if engine.dialect.name == "sqlite":
+                    connection.exec_driver_sql("PRAGMA busy_timeout=500")
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                else:
+                    connection.execute(text("SELECT id FROM jobs WHERE id = :id FOR UPDATE NOWAIT"), {"id": job_id})
+        except DBAPIError:
+            return False
+        finally:
+            engine.dispose()
+        return True
 
     def left_by(self, job_id: str) -> tuple[str, bytes]:
         """What must be the same whatever happened: the hash of the checkpoint's tensors and metrics.jsonl to the byte."""
