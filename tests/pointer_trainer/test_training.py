@@ -316,7 +316,14 @@ def test_splits():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"grpo_epochs": 1}, "grpo_epochs.*not available in this version; RCE only"),
+        (
+            {"freeze_backbone_in_grpo": True, "grpo_trainable": "attention"},
+            "freeze_backbone_in_grpo True trains the head alone, but grpo_trainable is 'attention'",
+        ),
+        ({"objective": "expected_reward", "use_top1_only": True}, "use_top1_only True is of RCE, but objective is 'expected_reward'"),
+        ({"objective": "expected_reward", "label_smoothing": 0.1}, "label_smoothing 0.1 is of RCE"),
+        ({"shot_weights": {"5": 1.0}}, "shot_weights.5.*less than or equal to 4"),
+        ({"shot_weights": {"2": -1.0}}, "shot_weights.2.*greater than or equal to 0"),
         ({"rce_epoch": 3}, "rce_epoch: Extra"),
         ({"reward": {"mode": "hard_only", "weight": 2}}, "reward.weight"),
         ({"reward": {"mode": "softest"}}, "softest"),

@@ -1,14 +1,14 @@
-"""Trains a pointer selector on scored candidates: reward-weighted cross-entropy, judged on held-out queries.
+"""Trains a pointer selector on scored candidates, in the phases of its config, judged on held-out queries.
 
 A run is a function of its config and its data: on the CPU the same seed gives the same weights to the last bit. Every epoch
-is judged on queries that were not trained on; the epoch that does best there, by `keep_epoch`, is the one that is kept.
+is judged on queries that were not trained on; of each phase the epoch that does best there, by `keep_epoch`, is kept.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,16 @@ from leverplus.files import atomic_file
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer import losses
 from pointer_trainer.batches import QueryExample, RlBatch, build_examples, collate
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.curves import plot_training_curve
 from pointer_trainer.held_out import measure_held_out
+from pointer_trainer.objectives import COUNTS, LAST, MEANS, Objective, summarise
+from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, planned_phases, train_only
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
 
 METRICS_FILE = "metrics.jsonl"
-CURVE_FILE = "training_curve.png"
 HELD_OUT_BATCH = 256
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
@@ -47,12 +47,23 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """`metrics` are those of the best epoch, which is the one in the checkpoint; `epochs` are all rows of metrics.jsonl."""
+    """`checkpoints`: phase -> id, each holding its phase's best epoch. `checkpoint_id` is the one recommended, `metrics` and
+    `curve_path` are its own; `epochs` are all rows of metrics.jsonl."""
 
     checkpoint_id: str
     metrics: Mapping[str, Any]
     curve_path: Path
     epochs: Sequence[Mapping[str, Any]]
+    checkpoints: Mapping[str, str]
+
+
+@dataclass
+class _Best:
+    """A phase's best epoch so far: its row, and its weights."""
+
+    phase: Phase
+    row: dict[str, Any]
+    tensors: dict[str, NDArray[np.float32]]
 
 
 def train(
@@ -72,15 +83,17 @@ def train(
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
+    GRPO, where it is asked for, has a checkpoint and a curve of its own: the same names followed by "-grpo".
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
-    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end.
+    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
+    GRPO that diverges ends with what was best before it: the log says so.
     """
-    if checkpoint_folder.exists():
-        raise Conflict(
-            f"checkpoint {checkpoint_folder.name} exists already; checkpoints are never overwritten, choose another id"
-        )
+    phases = planned_phases(config)
+    for folder in (_with_suffix(checkpoint_folder, phase) for phase in phases):
+        if folder.exists():
+            raise Conflict(f"checkpoint {folder.name} exists already; checkpoints are never overwritten, choose another id")
     device = _device(config)
     files, fingerprint = under_one_contract(
         rl_data, rl_data_refs, dataset=dataset, embeddings=embeddings, pool_policy=pool_policy
@@ -97,10 +110,15 @@ def train(
                 + (f", e.g. {counts.first_unknown}" if counts.first_unknown else "")
                 + f": {counts.to_json()}"
             )
+    shots = sorted({int(shots) for example in train_examples for shots in (example.positions >= 0).sum(-1)})
+    if not any(config.shot_weights.get(count, 1.0) for count in shots):
+        raise InvalidConfig(field="shot_weights", reason=f"{config.shot_weights} leaves nothing of data with shots {shots}")
     data_metrics = {
         **counts.to_json(),
         "train_queries": len(train_examples),
         "held_out_queries": len(held_out_examples),
+        "train_queries_dropped": len(parts[0]) - len(train_examples),
+        "held_out_queries_dropped": len(parts[1]) - len(held_out_examples),
         **_unexpected(config, rl_data, pool_policy, logger),
     }
 
@@ -111,33 +129,70 @@ def train(
         model = PointerSelectorV3(selector).to(device)
         held_out = [collate(part, embeddings, device) for part in _chunks(held_out_examples, HELD_OUT_BATCH)]
         rows: list[dict[str, Any]] = []
-        best: dict[str, Any] = {}
-        best_tensors: dict[str, NDArray[np.float32]] = {}
-        for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop):
-            rows.append({**row, **data_metrics})
-            _write_metrics(run_folder / METRICS_FILE, rows)
-            if row["epoch"] > 0 and (not best or _worth(row, config) > _worth(best, config)):
-                best = rows[-1]
-                best_tensors = model.tensors()
+        bests: list[_Best] = []
+        for phase in phases:
+            if bests:
+                model.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in bests[-1].tensors.items()})
+            best: _Best | None = None
+            try:
+                for row in _epochs(phase, config, model, train_examples, held_out, embeddings, progress, should_stop, logger):
+                    rows.append({**row, **data_metrics})
+                    _write_metrics(run_folder / METRICS_FILE, rows)
+                    if row["epoch"] > 0 and (best is None or _worth(row, config) > _worth(best.row, config)):
+                        best = _Best(phase, rows[-1], model.tensors())
+            except TrainingDiverged as exc:
+                if phase.index == 0:
+                    raise
+                logger.warning("%s diverged, and what was best before stays: %s", phase.name, exc)
+            if best is not None:
+                bests.append(best)
 
-    curve_path = run_folder / CURVE_FILE
-    plot_training_curve(rows, best["epoch"], curve_path)
+    recommended = max(bests, key=lambda best: _worth(best.row, config))  # the earlier phase where they are equal
     info = CheckpointInfo(
         checkpoint_id=checkpoint_folder.name,
         format=FORMAT,
         selector=selector.to_json(),
         dataset=dataset.name,
         pool_policy=pool_policy.to_json(),
-        shots=sorted({int(shots) for example in train_examples for shots in (example.positions >= 0).sum(-1)}),
+        shots=shots,
         fingerprint=fingerprint,
         training=config.model_dump(mode="json"),
         rl_data=[dict(ref) for ref in rl_data_refs],
-        metrics=best,
+        metrics={},
         code_version=leverplus.__version__,
         created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    save_checkpoint(checkpoint_folder, best_tensors, info)
-    return TrainResult(checkpoint_folder.name, best, curve_path, rows)
+    # The first phase's comes last: where it lies, the run came to its end.
+    for best in reversed(bests):
+        folder = _with_suffix(checkpoint_folder, best.phase)
+        best.row = {**best.row, "recommended": best is recommended}
+        of_phase = [row for row in rows if row["phase"] == best.phase.name]
+        plot_training_curve(of_phase, best.row["epoch"], _curve_path(run_folder, best.phase))
+        save_checkpoint(folder, best.tensors, replace(info, checkpoint_id=folder.name, metrics=best.row))
+    checkpoints = {best.phase.name: _with_suffix(checkpoint_folder, best.phase).name for best in bests}
+    if len(checkpoints) > 1:
+        logger.info("recommended is %s: %s", checkpoints[recommended.phase.name], _compared(bests, config))
+    return TrainResult(
+        checkpoint_id=checkpoints[recommended.phase.name],
+        metrics=recommended.row,
+        curve_path=_curve_path(run_folder, recommended.phase),
+        epochs=rows,
+        checkpoints=checkpoints,
+    )
+
+
+def _with_suffix(folder: Path, phase: Phase) -> Path:
+    return folder.with_name(folder.name + phase.suffix)
+
+
+def _curve_path(run_folder: Path, phase: Phase) -> Path:
+    # Sorted by name, the first phase's comes first.
+    return run_folder / f"training_curve{phase.suffix.replace('-', '_')}.png"
+
+
+def _compared(bests: Sequence[_Best], config: TrainConfig) -> str:
+    name = "held_out_rce" if config.keep_epoch == "loss" else "held_out_expected_reward"
+    return ", ".join(f"{name} {best.row[name]:.4f} after {best.phase.name}" for best in bests)
 
 
 def _worth(row: Mapping[str, Any], config: TrainConfig) -> float:
@@ -150,11 +205,17 @@ def _unexpected(
 ) -> dict[str, Any]:
     """What a run does that its config and data do not show by themselves: told to the log, and kept among the metrics."""
     found: dict[str, Any] = {}
+    first = "RCE" if config.objective == "rce" else config.objective
     if config.grpo_epochs <= 0:
-        logger.warning("grpo_epochs is %d: only RCE is run, and its checkpoint is the result", config.grpo_epochs)
-        if settings := config.grpo_settings():
-            logger.warning("without effect, because they are of GRPO and grpo_epochs is 0: %s", ", ".join(settings))
-            found["settings_without_effect"] = settings
+        logger.warning("grpo_epochs is %d: only %s is run, and its checkpoint is the result", config.grpo_epochs, first)
+    else:
+        logger.warning(GRPO_NOTICE, grpo_guards(config))
+    if settings := config.settings_without_effect():
+        logger.warning(
+            "without effect, because objective is %s and grpo_epochs is %d: %s",
+            config.objective, config.grpo_epochs, ", ".join(settings),
+        )  # fmt: skip
+        found["settings_without_effect"] = settings
     own = sum(data.fingerprint.pool is None and record.pool_source == "file" for data in rl_data for record in data.records)
     if own and pool_policy.ids is not None:
         shared = len(pool_policy.ids)
@@ -164,7 +225,8 @@ def _unexpected(
     return found
 
 
-def _rce_epochs(
+def _epochs(
+    phase: Phase,
     config: TrainConfig,
     model: PointerSelectorV3,
     examples: Sequence[QueryExample],
@@ -172,59 +234,44 @@ def _rce_epochs(
     embeddings: Embeddings,
     progress: Progress,
     should_stop: Callable[[], bool],
+    logger: logging.Logger,
 ) -> Iterator[dict[str, Any]]:
-    """Trains `model` in place; yields a row of metrics before the first epoch (number 0) and after each."""
+    """Trains `model` in place; yields a row of metrics before the phase's first epoch (number 0) and after each."""
     device = held_out[0].query_emb.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rce_lr, weight_decay=config.weight_decay)
-    total = config.rce_epochs * -(-len(examples) // config.batch_size)
+    parameters = train_only(model, phase.trainable)
+    optimizer = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=config.weight_decay)
+    total = phase.steps(examples, config.batch_size)
+    objective = Objective(config, phase, model, total)
     step = 0
     judged = measure_held_out(model, held_out)
-    yield {"phase": "rce", "epoch": 0, "step": 0, "train_loss": None, "temperature": None, "grad_norm": None, **judged}
-    for epoch in range(1, config.rce_epochs + 1):
-        model.train()
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
-        loss_sum = group_sum = grad_norm_max = temperature = 0.0
-        for chunk in _chunks([examples[index] for index in order], config.batch_size):
+    nothing = dict.fromkeys(("train_loss", "grad_norm", *MEANS, *COUNTS, *LAST))
+    yield {"phase": phase.name, "epoch": 0, "step": 0, **nothing, **judged}
+    for epoch in range(1, phase.epochs + 1):
+        model.train(phase.dropout)
+        chosen = phase.examples(examples, epoch)
+        order = np.random.default_rng([config.seed, epoch, phase.index]).permutation(len(chosen))
+        steps: list[dict[str, float]] = []
+        for chunk in _chunks([chosen[index] for index in order], config.batch_size):
             if should_stop():
                 raise Cancelled(what="training")
-            temperature = losses.temperature_schedule(step, total, config.temperature_start, config.temperature_end)
-            outputs = _rce_step(model, collate(chunk, embeddings, device), config, temperature)
+            outputs = objective.loss(model, collate(chunk, embeddings, device), step)
             optimizer.zero_grad(set_to_none=True)
             outputs.loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
             if not (torch.isfinite(outputs.loss) and torch.isfinite(grad_norm)):
-                raise TrainingDiverged(
-                    epoch=epoch, step=step, loss=outputs.loss.item(), grad_norm=grad_norm.item(), lr=config.rce_lr
-                )
+                raise TrainingDiverged(epoch=epoch, step=step, loss=outputs.loss.item(), grad_norm=grad_norm.item(), lr=phase.lr)
             optimizer.step()
             step += 1
-            loss_sum += outputs.loss.item() * outputs.metrics["groups"]
-            group_sum += outputs.metrics["groups"]
-            grad_norm_max = max(grad_norm_max, grad_norm.item())
-            progress("rce", step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
-        judged = measure_held_out(model, held_out)
-        yield {
-            "phase": "rce",
-            "epoch": epoch,
-            "step": step,
-            "train_loss": loss_sum / group_sum,
-            "temperature": temperature,
-            "grad_norm": grad_norm_max,
-            **judged,
-        }
-
-
-def _rce_step(model: PointerSelectorV3, batch: RlBatch, config: TrainConfig, temperature: float) -> losses.LossOutputs:
-    rows, mask, shots = batch.groups()
-    if config.label_smoothing:
-        logits = model.forced_logits(model.encode(batch.query_emb, batch.cand_emb, batch.pool_mask), batch.pointers)
-        logp = losses.smoothed_log_prob(logits, batch.pointers, config.label_smoothing)[rows]
-    else:
-        logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
-    rewards = batch.rewards_raw[rows]
-    if config.use_top1_only:
-        return losses.top1_loss(logp, rewards, mask, shots)
-    return losses.rce_loss(logp, rewards if config.rce_use_raw_reward else losses.zscore(rewards, mask), mask, temperature)
+            steps.append({**outputs.metrics, "train_loss": outputs.loss.item(), "grad_norm": grad_norm.item()})
+            progress(phase.name, step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
+        before, judged = judged, measure_held_out(model, held_out)
+        yield {"phase": phase.name, "epoch": epoch, "step": step, **nothing, **summarise(steps), **judged}
+        was, now = before["held_out_expected_reward"], judged["held_out_expected_reward"]
+        if phase.stops_when_worse and now < was:
+            logger.warning(
+                "%s stops after epoch %d: held-out expected reward fell from %.6f to %.6f", phase.name, epoch, was, now
+            )
+            return
 
 
 def _selector_config(config: TrainConfig, embeddings: Embeddings) -> SelectorConfig:
