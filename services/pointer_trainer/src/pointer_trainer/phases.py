@@ -93,11 +93,15 @@ def planned_phases(config: TrainConfig) -> list[Phase]:
 def grpo_guards(config: TrainConfig) -> str:
     """How the chosen form is guarded, for the log."""
     kl = f"weight {config.kl_beta:g}, {'adapted' if config.adapts_kl_beta else 'fixed'}"
+    trained = {"head": "only the head is", "attention": "only the attention is", "all": "all weights are"}[
+        config.trainable_in_grpo
+    ]
+    ratios = f"kept within {config.clip_epsilon:g} of 1"
     if config.grpo_form == "reference":
-        return f"the reference's form, ratios kept within {config.clip_epsilon:g} of 1, KL estimated from the candidates ({kl})"
+        return f"the reference's form, {trained} trained, ratios {ratios}, KL estimated from the candidates ({kl})"
     return (
-        f"only {config.trainable_in_grpo} is trained, ratios are exactly 1 at the first step and kept within "
-        f"{config.clip_epsilon:g} of 1, exact KL over the pool ({kl}), groups of equal rewards are dropped"
+        f"{trained} trained, ratios are exactly 1 at the first step and {ratios}, exact KL over the pool ({kl}), groups of equal "
+        "rewards are dropped"
     )
 
 
