@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT / ".leverplus", help="data root that holds dataset and embeddings")
     parser.add_argument("--queries", type=int, default=1000, help="train queries; 80 % are trained on")
     parser.add_argument("--epochs", type=int, default=8, help="of the first phase, at 1e-3")
+    parser.add_argument("--hidden-dim", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="*", help="variants whose names contain one of these")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -101,7 +102,9 @@ def main() -> None:
         if arguments.only and not any(part in name for part in arguments.only):
             continue
         for seed in range(arguments.seeds):
-            config = TrainConfig(rce_lr=1e-3, rce_epochs=arguments.epochs, seed=seed, device="cpu", **settings)
+            config = TrainConfig(
+                rce_lr=1e-3, rce_epochs=arguments.epochs, hidden_dim=arguments.hidden_dim, seed=seed, device="cpu", **settings
+            )
             with tempfile.TemporaryDirectory() as folder:
                 began = time.perf_counter()
                 result = train(
