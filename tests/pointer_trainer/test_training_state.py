@@ -64,9 +64,13 @@ def train(
     return train_selector(context)
 
 
-def left(root: DataRoot, job: str) -> tuple[str, bytes, dict[str, Any]]:
-    _, info = load_checkpoint(root.checkpoint(f"ckpt-{job}"))
+def left(root: DataRoot, job: str, suffix: str = "") -> tuple[str, bytes, dict[str, Any]]:
+    _, info = load_checkpoint(root.checkpoint(f"ckpt-{job}{suffix}"))
     return info.model_sha256, (root.run(f"job-{job}") / "metrics.jsonl").read_bytes(), info.metrics
+
+
+def rows_of(root: DataRoot, job: str) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in (root.run(f"job-{job}") / "metrics.jsonl").read_bytes().splitlines()]
 
 
 def states(root: DataRoot, job: str = "1") -> list[str]:
@@ -90,6 +94,54 @@ def test_a_run_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, caplog: 
         assert left(root, job) == left(root, "whole")
         assert states(root, job) == []
         assert ("goes on after epoch" in caplog.text) == is_left
+
+
+GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 3, "rce_lr": 3e-3, "grpo_lr": 3e-4}
+
+
+@pytest.mark.parametrize("form", ["safe", "reference"])
+def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str, caplog: pytest.LogCaptureFixture):
+    """The reference's form adapts the KL's weight, which goes on from where it was; RCE's best epoch stays what it was."""
+    config = {**GRPO, "grpo_form": form}
+    caplog.set_level(logging.INFO)
+    whole = train(root, "whole", **config)
+    phases = [(row["phase"], row["epoch"]) for row in rows_of(root, "whole")]
+    assert phases == [("rce", 0), ("rce", 1), ("rce", 2), ("grpo", 0), ("grpo", 1), ("grpo", 2), ("grpo", 3)]
+    assert (rows_of(root, "whole")[4]["kl_beta"] != 0.1) == (form == "reference")
+    for stop_after, told in ((19, "1 of phase rce"), (21, "0 of phase grpo"), (35, "1 of phase grpo"), (41, "2 of phase grpo")):
+        job = f"cut-{stop_after}"
+        with pytest.raises(Cancelled):
+            train(root, job, stop_after=stop_after, **config)
+        caplog.clear()
+        torch.manual_seed(stop_after)
+        result = train(root, job, run=2, **config)
+        assert f"goes on after epoch {told}" in caplog.text
+        assert result["metrics"] == whole["metrics"]
+        assert left(root, job) == left(root, "whole")
+        assert left(root, job, "-grpo") == left(root, "whole", "-grpo")
+        assert states(root, job) == []
+
+
+def test_grpo_that_stopped_stays_stopped(root: DataRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """A run that ended between GRPO's last epoch and its checkpoints trains no further epoch."""
+    from pointer_trainer import training
+
+    config = {**GRPO, "rce_lr": 1e-2, "grpo_lr": 1.0}
+    train(root, "whole", **config)
+    assert [row["epoch"] for row in rows_of(root, "whole")] == [0, 1, 2, 0, 1]
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "save_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(root, "cut", **config)
+    caplog.clear()
+    train(root, "cut", run=2, **config)
+    assert "grpo stops after epoch 1" in caplog.text
+    assert left(root, "cut") == left(root, "whole")
+    assert left(root, "cut", "-grpo") == left(root, "whole", "-grpo")
 
 
 def test_a_run_that_is_cut_off_again_and_again_comes_to_the_same_end(root: DataRoot):
@@ -157,7 +209,7 @@ def test_a_state_comes_back_whole(tmp_path: Path):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     state = TrainingState(phase="grpo", epoch=2, step=7, values={"kl_beta": 0.1}, tensors={"reference": {"w": torch.ones(2)}})
-    state.rows = [{"epoch": 2, "loss": 0.1}]
+    state.rows = [{"phase": "grpo", "epoch": 2, "loss": 0.1}]
     state.capture(model, optimizer)
     state.keep_best()
     folder = StateFolder(tmp_path, 1, {"seed": (1, 2)}, fence=unfenced, logger=logging.getLogger())
@@ -165,7 +217,7 @@ def test_a_state_comes_back_whole(tmp_path: Path):
     drawn = torch.rand(4)
     found = folder.newest()
     assert found is not None
-    assert (found.phase, found.epoch, found.step, found.rows, found.best) == ("grpo", 2, 7, state.rows, state.rows[0])
+    assert (found.phase, found.epoch, found.step, found.rows, found.best) == ("grpo", 2, 7, state.rows, {"grpo": state.rows[0]})
     assert found.values["kl_beta"] == 0.1
     assert torch.equal(found.tensors["reference"]["w"], torch.ones(2))
     other = torch.nn.Linear(3, 2)
@@ -200,7 +252,7 @@ def test_divergence_keeps_the_best_epoch_before_and_says_where(root: DataRoot, m
     tensors, info = load_checkpoint(root.checkpoint(kept))
     assert kept == f"ckpt-bad-epoch-{info.metrics['epoch']}"
     assert all(np.isfinite(tensor).all() for tensor in tensors.values())
-    rows = [orjson.loads(line) for line in (root.run("job-bad") / "metrics.jsonl").read_bytes().splitlines()]
+    rows = rows_of(root, "bad")
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     assert info.metrics == max(rows[1:], key=lambda row: row["held_out_expected_reward"])
     assert not root.checkpoint("ckpt-bad").exists()

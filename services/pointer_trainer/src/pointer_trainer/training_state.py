@@ -30,18 +30,27 @@ class TrainingState:
     """A run as it stands after an epoch; the run changes it as it goes on.
 
     `phase`: the phase under way; `epoch`, `step`: its finished epochs and optimiser steps. `rows`: all rows of metrics.jsonl.
-    `best`: the row of the best epoch so far, None before there is one. `tensors`: group -> name -> tensor: `model`, `optimizer`
-    and `random` are filled by `capture`, `best` (the weights of the best epoch) by `keep_best`; a phase may keep further groups,
-    and in `values` what is JSON. The order of the data is no part of it: it follows from the config's seed and the epoch.
+    `best`: phase -> the row of its best epoch so far; a phase without one is missing. `tensors`: group -> name -> tensor:
+    `model`, `optimizer` and `random` are filled by `capture`, `best-<phase>` (the weights of its best epoch) by `keep_best`; a
+    phase may keep further groups, and in `values` what is JSON. The order of the data and the weights that a phase begins with
+    are no part of it: they follow from the config's seed, the epoch and the best epoch of the phase before.
     """
 
     phase: str = ""
     epoch: int = 0
     step: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    best: dict[str, Any] | None = None
+    best: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict[str, dict[str, Tensor]])
     values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def begin(self, phase: str) -> None:
+        """Nothing of this phase is done yet; what the phases before left stays."""
+        self.phase, self.epoch, self.step = phase, 0, 0
+
+    def rows_of_phase(self) -> list[dict[str, Any]]:
+        """The rows of the phase under way, the one before its first epoch among them."""
+        return [row for row in self.rows if row["phase"] == self.phase]
 
     def capture(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Copies weights, optimiser and torch's random states, the one that dropout draws from among them."""
@@ -58,9 +67,13 @@ class TrainingState:
             self.tensors["random"]["cuda"] = torch.cuda.get_rng_state(device)
 
     def keep_best(self) -> None:
-        """The newest epoch is the best so far."""
-        self.best = self.rows[-1]
-        self.tensors["best"] = _copies(self.tensors["model"])
+        """The newest epoch is the best so far of its phase."""
+        self.best[self.phase] = self.rows[-1]
+        self.tensors[f"best-{self.phase}"] = _copies(self.tensors["model"])
+
+    def best_weights(self, phase: str) -> dict[str, Tensor]:
+        """The weights of the best epoch of a phase that has one."""
+        return self.tensors[f"best-{phase}"]
 
     def restore(self, model: torch.nn.Module) -> None:
         """Puts weights and random states back."""
