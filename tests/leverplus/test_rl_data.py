@@ -18,6 +18,7 @@ from leverplus.errors import Conflict, FingerprintMismatch, IdOutsidePool, Inval
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.metric import metric_fingerprint
+from leverplus.rewards import RewardConfig, compute_rewards
 from leverplus.rl_data import Candidate, QueryRecord, inspect, iter_records, merge_duplicates, read, read_dropping_invalid, write
 
 FINGERPRINT = Fingerprint(metric=metric_fingerprint())
@@ -189,7 +190,7 @@ BAD_ENTRIES: list[tuple[str, Any, str]] = [
     ("position outside", entry(row([2], pointer_global=[10]), pool=[10, 20]), r"position 2 is outside the pool of 2"),
     ("positions too few", entry(row([10, 20], pointer_pos=[0]), pool=[10, 20]), "pointer_pos.*1 positions for 2"),
     ("contradicting rows", entry(row([1]), row([1], vqa_correct=0), pool=[1]), "vqa_correct.*twice with different"),
-    ("legacy", {"id_list": [[1, 7]], "score_list": [0.1]}, "legacy InfoScore"),
+    ("legacy", {"id_list": [[1, 7]], "score_list": [0.1]}, "legacy InfoScore file.*state it: `leverplus rl convert --info-score"),
 ]
 
 
@@ -655,3 +656,50 @@ def test_garbage_bytes_raise_nothing_but_our_errors(tmp_path: Path, content: byt
     path.write_bytes(content)
     with pytest.raises(LeverPlusError):
         read(path)
+
+
+# Legacy InfoScore files
+
+
+def test_a_legacy_file_is_read_once_its_sign_is_stated(tmp_path: Path) -> None:
+    content = {
+        "7": {"id_list": [[3, 7], [5, 1, 7]], "score_list": [0.25, -0.5]},
+        "9": {"id_list": [[1, 9]], "score_list": [0]},
+        "_meta": {"by": "someone"},
+    }
+    path = put(tmp_path, content)
+    for sign, scores in (("higher", [0.25, -0.5]), ("lower", [-0.25, 0.5])):
+        data = read(path, info_score=sign)
+        first = data.records[0]
+        assert [candidate.pointer for candidate in first.candidates] == [(3,), (5, 1)]
+        assert [candidate.info_score for candidate in first.candidates] == scores
+        assert {candidate.vqa_eval_mode for candidate in first.candidates} == {"unknown"}
+        assert first.candidate_pool_ids == (1, 3, 5)
+        assert data.meta == {"by": "someone", "info_score_of_legacy_file": f"{sign} is better"}
+    write(tmp_path / "out.json", data.records, fingerprint=FINGERPRINT, meta=data.meta)
+    assert read(tmp_path / "out.json").records == data.records
+    # Nothing but the InfoScore is known: it is a reward by itself, and by no other mode.
+    candidates = data.records[0].candidates
+    assert compute_rewards(candidates[:1], RewardConfig(mode="hybrid", alpha=1.0)) == [0.0]
+    assert compute_rewards(candidates[:1], RewardConfig()) == [None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"score_list": [0.1, 0.2]}, "score_list: .*as many numbers"),
+        ({"score_list": ["high"]}, r"score_list\[0\]: .*'high'"),
+        ({"id_list": [[7, 1]]}, r"id_list\[0\]: .*the last is the query's own"),
+        ({"id_list": [[]]}, r"id_list\[0\]"),
+        ({"id_list": [[7, 7]]}, "7"),
+    ],
+)
+def test_a_legacy_entry_that_cannot_be_meant_is_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
+    path = put(tmp_path, {"7": {"id_list": [[1, 7]], "score_list": [0.1], **fields}})
+    with pytest.raises(InvalidRlData, match=words):
+        read(path, info_score="higher")
+
+
+def test_a_sign_for_a_file_that_needs_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRlData, match="this is no legacy file"):
+        read(put(tmp_path, {"7": entry(row([10]), pool=[10])}), info_score="lower")

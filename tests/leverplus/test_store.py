@@ -11,7 +11,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event, insert, update
+from sqlalchemy import Engine, create_engine, event, insert, text, update
 
 import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
@@ -218,3 +218,21 @@ def test_what_needs_a_message(engine: Engine):
 def test_unknown_job_is_not_found(engine: Engine):
     with pytest.raises(NotFound, match="job-0"):
         JobStore(engine).get("job-0")
+
+
+def test_a_transaction_that_is_left_open_does_not_hold_its_rows_for_long(postgresql_url: str):
+    engine = open_store(postgresql_url)
+    with engine.connect() as connection:
+        assert connection.execute(text("SHOW idle_in_transaction_session_timeout")).scalar_one() == "10s"
+    engine.dispose()
+
+
+def test_a_job_whose_worker_is_gone_is_cancelled_at_once(engine: Engine):
+    store = JobStore(engine)
+    job = store.create("train", {})
+    lease = store.claim(job.id, "w")
+    assert lease is not None
+    age_heartbeat(engine, job.id, 20)
+    assert store.request_cancel(job.id).status == "cancelled"
+    with pytest.raises(LeaseLost):
+        store.beat(lease)

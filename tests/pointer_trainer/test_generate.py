@@ -19,6 +19,7 @@ from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Cancelled, FingerprintMismatch, InvalidInput, NotFound, Unavailable
+from leverplus.files import remove_folder
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
@@ -335,6 +336,24 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     result = evaluate(run.context(on_train, job_id="job-e"))
     assert result["trained_on"] == {"ckpt-t": None}
     assert "not known whether ckpt-t was trained on these queries" in result["markdown"]
+
+
+def test_a_job_with_grpo_names_both_checkpoints_and_the_recommended_one(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    generate(run.context(request(), job_id="job-g"))
+    config = {"rce_epochs": 1, "grpo_epochs": 1, "hidden_dim": 8, "batch_size": 4}
+    body = {"rl_data": ["rl-g"], "config": config}
+    trained = train_selector(run.context(body, job_id="job-t"))
+    assert trained["checkpoints"] == {"rce": "ckpt-t", "grpo": "ckpt-t-grpo"}
+    assert trained["checkpoint_id"] in trained["checkpoints"].values()
+    assert trained["metrics"]["recommended"]
+    assert trained["curves"] == ["training_curve.png", "training_curve_grpo.png"]
+    assert train_selector(run.context(body, job_id="job-t")) == trained
+    # Killed between the two: the first phase's comes last, and without it the run is made again.
+    remove_folder(data.checkpoint("ckpt-t"))
+    again = train_selector(run.context(body, job_id="job-t"))
+    assert (again["checkpoints"], again["metrics"]) == (trained["checkpoints"], trained["metrics"])
+    assert {phase for phase, _, _, _ in run.reports} >= {"rce", "grpo"}
 
 
 def test_probabilities_on_request_serve_the_rewards_that_need_them(run: Any, scorer: Any, data: DataRoot) -> None:

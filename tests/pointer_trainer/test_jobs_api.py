@@ -17,6 +17,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from redis import Redis
+from sqlalchemy import update
 
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
@@ -25,8 +26,11 @@ from leverplus.embeddings.reference import read_pair
 from leverplus.errors import InvalidRlData
 from leverplus.files import remove_folder
 from leverplus.store import JobStore
+from leverplus.store.schema import jobs as job_rows
 from pointer_trainer.app import create_app
+from pointer_trainer.broker import Broker
 from pointer_trainer.celery_app import QUEUE
+from pointer_trainer.reconciler import reconcile
 from pointer_trainer.runner import run_job
 from pointer_trainer.settings import TrainerSettings, WorkerSettings
 
@@ -187,6 +191,24 @@ def test_a_lost_message_is_sent_again(settings: TrainerSettings, queue: Any, job
     with TestClient(create_app(settings)) as api:
         assert api.get("/health/ready").status_code == 200
         wait_for(lambda: messages(queue) == [job.id])
+
+
+def test_a_job_has_one_message_waiting_also_after_the_queue_was_lost(
+    settings: TrainerSettings, queue: Any, jobs: JobStore
+) -> None:
+    job = jobs.create("embed", {"dataset": "toy"})
+    broker = Broker(settings.redis_url)
+    try:
+        for queue_is_lost in (True, False, False, True, False):
+            if queue_is_lost:
+                queue.flushdb()
+            with jobs._engine.begin() as connection:  # pyright: ignore[reportPrivateUsage]
+                connection.execute(update(job_rows).values(created_at=0.0, enqueued_at=0.0))
+            assert reconcile(jobs, broker) == queue_is_lost
+            assert messages(queue) == [job.id]
+            assert broker.waiting() == {job.id}
+    finally:
+        broker.close()
 
 
 def test_the_reconciler_outlives_an_outage(settings: TrainerSettings, jobs: JobStore, data: DataRoot) -> None:

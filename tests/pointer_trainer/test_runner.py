@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from leverplus.errors import InvalidConfig
+from leverplus.files import write_json
 from leverplus.store import JobStore
 from leverplus.store.jobs import Job
 from pointer_trainer.context import JobContext, JobFunction
@@ -176,3 +177,38 @@ def test_heartbeats_keep_a_long_job(jobs: JobStore, worker_settings: WorkerSetti
 
     assert do(job, work, jobs, worker_settings, beat_every_s=0.05, cancel_poll_s=0.02) == "succeeded"
     assert len(set(beats)) >= 3
+
+
+def test_work_that_does_not_notice_is_cancelled_over_its_head(jobs: JobStore, worker_settings: WorkerSettings) -> None:
+    job = jobs.create("toy", {})
+    is_cancelled = threading.Event()
+    outcome: list[Outcome] = []
+
+    def work(context: JobContext) -> Mapping[str, Any]:
+        jobs.request_cancel(job.id)
+        end = time.monotonic() + 30
+        while jobs.get(job.id).status == "running" and time.monotonic() < end:
+            time.sleep(0.01)
+        if jobs.get(job.id).status == "cancelled":
+            is_cancelled.set()
+        context.fence()
+        return {"written": True}
+
+    outcome.append(do(job, work, jobs, worker_settings, cancel_poll_s=0.02, cancel_grace_s=0.05))
+    assert is_cancelled.is_set()
+    assert outcome == ["cancelled"]
+    assert jobs.get(job.id).result is None
+
+
+def test_the_fence_stands_when_another_worker_has_the_job(jobs: JobStore, worker_settings: WorkerSettings) -> None:
+    job = jobs.create("toy", {})
+
+    def work(context: JobContext) -> Mapping[str, Any]:
+        assert context.run == 1
+        context.fence()
+        end_the_lease(jobs, job.id)
+        write_json(context.run_folder / "report.json", {}, fence=context.fence)
+        return {}
+
+    assert do(job, work, jobs, worker_settings) == "lost"
+    assert sorted(path.name for path in worker_settings.data_root.run(job.id).iterdir()) == ["config.json", "log.txt"]

@@ -31,9 +31,10 @@ from leverplus.rl_data import Candidate, QueryRecord, RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer import losses
 from pointer_trainer.batches import build_examples, collate
+from pointer_trainer.results import TrainResult
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig, read_train_config
-from pointer_trainer.training import TrainResult, train
+from pointer_trainer.training import train
 
 ITEMS, QUERIES, WIDTH = 90, 80, 16
 QUICK = {"rce_lr": 1e-2, "hidden_dim": 16, "batch_size": 8, "dropout": 0.0}
@@ -316,7 +317,17 @@ def test_splits():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ({"grpo_epochs": 1}, "grpo_epochs.*not available in this version; RCE only"),
+        (
+            {"freeze_backbone_in_grpo": True, "grpo_trainable": "attention"},
+            "freeze_backbone_in_grpo True trains the head alone, but grpo_trainable is 'attention'",
+        ),
+        (
+            {"objective": "expected_reward", "use_top1_only": True},
+            "use_top1_only True is of RCE, but objective is 'expected_reward'",
+        ),
+        ({"objective": "expected_reward", "label_smoothing": 0.1}, "label_smoothing 0.1 is of RCE"),
+        ({"shot_weights": {"5": 1.0}}, "shot_weights.5.*less than or equal to 4"),
+        ({"shot_weights": {"2": -1.0}}, "shot_weights.2.*greater than or equal to 0"),
         ({"rce_epoch": 3}, "rce_epoch: Extra"),
         ({"reward": {"mode": "hard_only", "weight": 2}}, "reward.weight"),
         ({"reward": {"mode": "softest"}}, "softest"),
@@ -337,3 +348,134 @@ def test_config_defaults_are_the_references():
     assert (config.kl_beta, config.clip_epsilon, config.advantage_clip, config.num_layers) == (0.1, 0.2, 5, 1)
     assert not any((config.rce_use_raw_reward, config.skip_fallback_reward, config.freeze_backbone_in_grpo, config.use_top1_only))
     assert read_train_config({"reward": {"mode": "separated", "hard_weight": 2}}).reward.hard_weight == 2
+
+
+GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 2, "grpo_lr": 1e-3}
+
+
+def of_phase(result: TrainResult, name: str) -> list[Mapping[str, Any]]:
+    return [row for row in result.epochs if row["phase"] == name]
+
+
+def test_grpo_starts_from_the_best_epoch_before_it_and_has_its_own_checkpoint(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    result = run(world, tmp_path, **GRPO)
+    first, second = of_phase(result, "rce"), of_phase(result, "grpo")
+    assert result.checkpoints == {"rce": "ckpt-1", "grpo": "ckpt-1-grpo"}
+    best = max(first[1:], key=lambda row: row["held_out_expected_reward"])
+    assert second[0]["held_out_expected_reward"] == pytest.approx(best["held_out_expected_reward"], abs=1e-6)
+    assert {name: second[1][name] for name in ("ratio_mean", "kl", "entropy", "clip_fraction", "kl_beta")}.keys()
+    assert second[1]["kl"] > 0
+    assert second[1]["kl_beta"] == 0.1
+    assert second[1]["ratio_mean"] != 1.0
+    assert second[1]["dropped_groups"] > 0
+    rce, of_rce = load_checkpoint(tmp_path / "ckpt-1")
+    grpo, of_grpo = load_checkpoint(tmp_path / "ckpt-1-grpo")
+    assert (of_rce.metrics["phase"], of_grpo.metrics["phase"]) == ("rce", "grpo")
+    changed = {name for name in rce if not np.array_equal(rce[name], grpo[name])}
+    assert changed == {"query_proj.weight", "cand_proj.weight"}
+    better = of_grpo.metrics["held_out_expected_reward"] > of_rce.metrics["held_out_expected_reward"]
+    assert (of_rce.metrics["recommended"], of_grpo.metrics["recommended"]) == (not better, better)
+    assert result.checkpoint_id == ("ckpt-1-grpo" if better else "ckpt-1")
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["training_curve.png", "training_curve_grpo.png"]
+    assert "GRPO is experimental" in caplog.text
+    assert "only the head is trained, ratios are exactly 1 at the first step" in caplog.text
+    assert "only RCE is run" not in caplog.text
+    # RCE is what it is without GRPO.
+    alone = run(world, tmp_path / "alone", rce_epochs=2)
+    assert alone.checkpoints == {"rce": "ckpt-1"}
+    assert load_checkpoint(tmp_path / "alone" / "ckpt-1")[0].keys() == rce.keys()
+    assert all(np.array_equal(rce[name], tensor) for name, tensor in load_checkpoint(tmp_path / "alone" / "ckpt-1")[0].items())
+    assert "grpo_epochs is 0: only RCE is run, and its checkpoint is the result" in caplog.text
+
+
+def test_the_references_form_trains_everything_and_adapts_its_beta(world: World, tmp_path: Path):
+    result = run(world, tmp_path, **GRPO, grpo_form="reference", dropout=0.3, grpo_curriculum="spread")
+    rce, grpo = (load_checkpoint(tmp_path / name)[0] for name in ("ckpt-1", "ckpt-1-grpo"))
+    assert all(not np.array_equal(rce[name], grpo[name]) for name in rce)
+    assert of_phase(result, "grpo")[1]["kl_beta"] != 0.1
+    # Half of the 64 queries, then all, in batches of 8.
+    assert [row["step"] for row in of_phase(result, "grpo")] == [0, 4, 12]
+
+
+def test_grpo_that_does_not_help_stops_and_is_not_recommended(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    # What helps the queries that are trained on hurts those that are held out.
+
+    def turned(one: Candidate) -> Candidate:
+        return replace(one, vqa_correct=1 - (one.vqa_correct or 0), vqa_acc_score=1.0 - (one.vqa_acc_score or 0.0))
+
+    turned_records = [replace(record, candidates=tuple(map(turned, record.candidates))) for record in world.data.records[64:]]
+    data = replace(world.data, records=[*world.data.records[:64], *turned_records])
+    caplog.set_level("INFO")
+    result = run(world, tmp_path, [data], **{**GRPO, "grpo_epochs": 9})
+    rows = of_phase(result, "grpo")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert rows[1]["held_out_expected_reward"] < rows[0]["held_out_expected_reward"]
+    assert "grpo stops after epoch 1: held-out expected reward fell from" in caplog.text
+    assert result.checkpoint_id == "ckpt-1"
+    assert "recommended is ckpt-1: held_out_expected_reward" in caplog.text
+
+
+def test_a_grpo_checkpoint_that_exists_is_not_overwritten(world: World, tmp_path: Path):
+    (tmp_path / "ckpt-1-grpo").mkdir()
+    with pytest.raises(Conflict, match="ckpt-1-grpo exists already"):
+        run(world, tmp_path, **GRPO)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_expected_reward_is_an_objective_of_its_own(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    result = run(world, tmp_path, objective="expected_reward", temperature_end=0.7, kl_beta=0.01)
+    assert result.checkpoints == {"expected_reward": "ckpt-1"}
+    assert result.metrics["held_out_expected_reward"] > result.epochs[0]["held_out_expected_reward"] + 0.2
+    assert result.metrics["kl"] > 0
+    assert result.metrics["settings_without_effect"] == ["temperature_end"]
+    assert "only expected_reward is run" in caplog.text
+
+
+def test_queries_that_only_the_fallback_scored_are_dropped_in_both_parts(world: World, tmp_path: Path):
+    fallback = {"vqa_eval_mode": "fallback"}
+    records = list(world.data.records)
+    for place in (0, 1, 79):
+        candidates = tuple(replace(one, **fallback) for one in records[place].candidates)
+        records[place] = replace(records[place], candidates=candidates)
+    metrics = run(world, tmp_path, [replace(world.data, records=records)], rce_epochs=1, skip_fallback_reward=True).metrics
+    assert (metrics["train_queries"], metrics["train_queries_dropped"]) == (62, 2)
+    assert (metrics["held_out_queries"], metrics["held_out_queries_dropped"]) == (15, 1)
+    assert metrics["queries_without_candidates"] == 3
+
+
+def test_hybrid_rewards_of_generated_files(world: World, tmp_path: Path):
+    """info_score as `rl generate --info-score` writes it: null for zero-shot."""
+    records = [
+        replace(
+            record,
+            candidates=tuple(
+                replace(one, info_score=0.1 * (one.pointer[0] % 4 == 0) if one.pointer else None) for one in record.candidates
+            ),
+        )
+        for record in world.data.records
+    ]
+    data = replace(world.data, records=records)
+    result = run(world, tmp_path, [data], reward={"mode": "hybrid", "alpha": 0.5})
+    assert result.metrics["unknown_reward"] == 0
+    assert result.metrics["held_out_expected_reward"] > result.epochs[0]["held_out_expected_reward"]
+
+
+def test_shots_in_files_of_their_own_are_the_shots_of_one_file(world: World, tmp_path: Path):
+    def only(shots: int) -> RlData:
+        records = [
+            replace(record, candidates=tuple(one for one in record.candidates if len(one.pointer) == shots))
+            for record in world.data.records
+        ]
+        return replace(world.data, records=records)
+
+    together = run(world, tmp_path / "one", rce_epochs=1)
+    apart = run(world, tmp_path / "two", [only(2), only(1)], rce_epochs=1)
+    assert apart.metrics["train_loss"] == together.metrics["train_loss"]
+    weighted = run(world, tmp_path / "weighted", rce_epochs=1, shot_weights={"1": 1, "2": 0})
+    alone = run(world, tmp_path / "alone", [only(1)], rce_epochs=1)
+    # A query without one-shot candidates does not exist here: both see the same groups in the same order.
+    assert weighted.metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], rel=1e-5)
+    with pytest.raises(InvalidConfig, match=r"shot_weights: \{1: 0.0\} leaves nothing of data with shots \[1\]"):
+        run(world, tmp_path / "nothing", [only(1)], shot_weights={1: 0})

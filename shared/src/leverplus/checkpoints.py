@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, InvalidInput, LeverPlusError, NotFound
-from leverplus.files import atomic_folder, file_sha256, write_json
+from leverplus.files import Fence, atomic_folder, file_sha256, write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.selector.config import SelectorConfig, tensor_shapes
 
@@ -62,17 +62,19 @@ class CheckpointInfo:
         return {**value, "fingerprint": self.fingerprint.to_json()}
 
 
-def save_checkpoint(folder: Path, tensors: Mapping[str, npt.NDArray[np.float32]], info: CheckpointInfo) -> CheckpointInfo:
+def save_checkpoint(
+    folder: Path, tensors: Mapping[str, npt.NDArray[np.float32]], info: CheckpointInfo, *, fence: Fence | None = None
+) -> CheckpointInfo:
     """Writes the folder whole or not at all; returns the completed info.
 
-    Raises Conflict if the folder exists, InvalidCheckpoint if the tensors are not those of info.selector.
+    Raises what `fence` raises, Conflict if the folder exists, InvalidCheckpoint if the tensors are not those of info.selector.
     """
     if folder.exists():
         raise Conflict(f"checkpoint {folder} exists already; checkpoints are never overwritten, choose another id")
     if info.format != FORMAT:
         raise InvalidCheckpoint(path=folder, reason=f"format is {info.format!r}, expected {FORMAT!r}")
     _check_tensors(folder, tensors, info)
-    with atomic_folder(folder) as target:
+    with atomic_folder(folder, fence=fence) as target:
         save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, target / MODEL_FILE)
         complete = replace(info, model_sha256=file_sha256(target / MODEL_FILE))
         write_json(target / INFO_FILE, complete.to_json())

@@ -6,19 +6,22 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
+Fence = Callable[[], None]
+"""Called when all is written and only the rename is left; raises where the writer may no longer write."""
+
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
 @contextmanager
-def atomic_file(path: Path) -> Generator[BinaryIO]:
-    """A binary file that appears under `path` only when the block ends without an error."""
+def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO]:
+    """A binary file that appears under `path` only when the block and `fence` end without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     try:
@@ -26,6 +29,8 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        if fence is not None:
+            fence()
         temporary.replace(path)
     except BaseException as exc:
         temporary.unlink(missing_ok=True)
@@ -35,8 +40,8 @@ def atomic_file(path: Path) -> Generator[BinaryIO]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Generator[Path]:
-    """A folder that appears under `path` only when the block ends without an error; `path` must not exist."""
+def atomic_folder(path: Path, *, fence: Fence | None = None) -> Generator[Path]:
+    """A folder that appears under `path` only when the block and `fence` end without an error; `path` must not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
     temporary.mkdir()
@@ -46,6 +51,8 @@ def atomic_folder(path: Path) -> Generator[Path]:
             if file.is_file():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
+        if fence is not None:
+            fence()
         temporary.rename(path)
     except BaseException as exc:
         remove_folder(temporary)
@@ -105,9 +112,9 @@ def _sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, fence: Fence | None = None) -> None:
     """Writes `value` as indented JSON, atomically."""
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         stream.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 

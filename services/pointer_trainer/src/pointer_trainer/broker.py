@@ -1,7 +1,10 @@
-"""The API's side of the broker: is it there, and sending a job's message."""
+"""The API's side of the broker: is it there, what waits in its queue, and sending a job's message."""
 
 from __future__ import annotations
 
+import base64
+import json
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from celery import Celery
@@ -47,6 +50,14 @@ class Broker:
         except (OperationalError, RedisError) as exc:
             raise self._away(exc) from exc
 
+    def waiting(self) -> frozenset[str]:
+        """Ids of the jobs whose messages are in the queue; not of those that a worker holds already."""
+        try:
+            raw = cast(list[bytes], self._redis.lrange(QUEUE, 0, -1))
+        except RedisError as exc:
+            raise self._away(exc) from exc
+        return frozenset(_job_id(message) for message in raw)
+
     def close(self) -> None:
         self._redis.close()
         self._celery.close()
@@ -54,3 +65,9 @@ class Broker:
     def _away(self, error: Exception) -> Unavailable:
         reason = f"{self._shown}: {error}"
         return Unavailable(what="broker", reason=reason, hint="start Redis or Valkey, or correct REDIS_URL; nothing was changed")
+
+
+def _job_id(message: bytes) -> str:
+    """The only argument in a message as Celery writes it."""
+    body: list[Any] = json.loads(base64.b64decode(json.loads(message)["body"]))
+    return body[0][0]

@@ -10,6 +10,12 @@ from typing import Any
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled
+from leverplus.files import Fence
+
+
+def unfenced() -> None:
+    """The fence of a run that no other can take over: one outside of the job store."""
+
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """phase, step, total, further values. Raises LeaseLost when the job is no longer this worker's."""
@@ -17,7 +23,11 @@ Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class JobContext:
-    """One run of a job. Whatever it makes is named after `job_id`, so that a second run makes the same things."""
+    """One run of a job. Whatever it makes is named after `job_id`, so that a second run makes the same things.
+
+    `run` counts the runs of the job from 1: it is the version of the lease. `fence` asks the job store whether the lease still
+    holds, right before a file gets its name; LeaseLost where another worker has the job.
+    """
 
     job_id: str
     config: Mapping[str, Any]
@@ -28,6 +38,8 @@ class JobContext:
     progress: Progress
     should_stop: Callable[[], bool]
     logger: logging.Logger
+    run: int = 1
+    fence: Fence = unfenced
 
     @property
     def suffix(self) -> str:

@@ -11,21 +11,27 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from leverplus.files import atomic_file
+from leverplus.files import Fence, atomic_file
+
+_TRAIN = {
+    "rce": "train (weighted, with temperature)",
+    "expected_reward": "train (minus expected reward, plus KL)",
+    "grpo": "train (clipped policy loss, plus KL)",
+}
 
 
-def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, path: Path) -> None:
+def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, path: Path, *, fence: Fence | None = None) -> None:
     """Left the losses, right the held-out expected reward between choosing at random and always choosing the best.
 
-    `epochs` are the rows of metrics.jsonl; a value of None is left out of its line.
+    `epochs` are the rows of one phase in metrics.jsonl; a value of None is left out of its line.
     """
     # Figure and canvas are made directly: pyplot keeps global state, and a worker may draw from any thread.
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     losses, rewards = figure.subplots(1, 2)
-    _line(losses, epochs, "train_loss", "train (weighted, with temperature)", "tab:blue", "-")
+    _line(losses, epochs, "train_loss", _TRAIN[epochs[0]["phase"]], "tab:blue", "-")
     _line(losses, epochs, "held_out_rce", "held out (raw rewards, τ = 1)", "tab:orange", "-")
-    losses.set_ylabel("RCE loss [nats per pointer]")
+    losses.set_ylabel("loss; of RCE in nats per pointer")
     losses.set_title("Loss")
     _line(rewards, epochs, "held_out_expected_reward", "expected under the selector", "tab:green", "-")
     _line(rewards, epochs, "held_out_greedy_reward", "of the selector's first choice", "tab:olive", "-")
@@ -41,7 +47,7 @@ def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, pa
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
         axes.legend(fontsize=8)
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         figure.savefig(stream, format="png")
 
 

@@ -1,4 +1,8 @@
-"""Messages may be lost and workers may die; jobs may not. This sends what is missing."""
+"""Messages may be lost and workers may die; jobs may not. This sends what is missing.
+
+Every job that can be run is to have a message in the queue, and at most one: so a broker that comes back empty is noticed at
+once, and a queue that nobody works on does not grow. A message that a busy worker holds back is not seen; its double is harmless.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +27,14 @@ SENDING_LIMIT_S = 1.0
 def reconcile(jobs: JobStore, broker: Broker) -> int:
     """Sends a message for every job that needs one; returns how many. Unavailable when the broker is away."""
     newest = time.time() - SENDING_LIMIT_S
-    waiting = [job for job in jobs.to_enqueue() if job.status != "queued" or job.created_at < newest]
-    for job in waiting:
+    unsent = [job for job in jobs.to_enqueue() if job.status != "queued" or job.created_at < newest]
+    waiting = broker.waiting() if unsent else frozenset[str]()
+    missing = [job for job in unsent if job.id not in waiting]
+    for job in missing:
         broker.send(job.id)
         jobs.mark_enqueued(job.id)
         logger.info("sent a message for job %s (%s)", job.id, job.status)
-    return len(waiting)
+    return len(missing)
 
 
 async def reconcile_forever(jobs: JobStore, broker: Broker, *, every_s: float) -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 3.0
 CANCEL_POLL_S = 0.5
+CANCEL_GRACE_S = 0.5
+"""How long the work may take to notice that it is cancelled before the job ends without it."""
 PROGRESS_EVERY_S = 0.25
 
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "not claimed"]
@@ -39,19 +41,23 @@ def run_job(
     functions: Mapping[str, JobFunction] = JOB_FUNCTIONS,
     beat_every_s: float = BEAT_EVERY_S,
     cancel_poll_s: float = CANCEL_POLL_S,
+    cancel_grace_s: float = CANCEL_GRACE_S,
 ) -> Outcome:
     """Claims the job and does it. "not claimed": another worker has it, or it has ended. "lost": another has it now.
 
-    Every error of the job ends it as failed; one that is no LeverPlusError leaves its trace in the run directory's log.
+    A cancelled job ends `cancel_grace_s` after that is seen even if its work does not notice: what the work then still does is
+    refused like that of a worker without the lease. Every error of the job ends it as failed; one that is no LeverPlusError
+    leaves its trace in the run directory's log.
     """
     lease = jobs.claim(job_id, owner)
     if lease is None:
         return "not claimed"
     job = jobs.get(job_id)
+    pulse = _Pulse(jobs, lease, beat_every_s, cancel_poll_s, cancel_grace_s)
     run_folder = settings.data_root.run(job_id)
     if not (run_folder / "config.json").exists():
-        write_json(run_folder / "config.json", {"job_id": job_id, "kind": job.kind, "config": job.config})
-    pulse = _Pulse(jobs, lease, beat_every_s, cancel_poll_s)
+        config = {"job_id": job_id, "kind": job.kind, "config": job.config}
+        write_json(run_folder / "config.json", config, fence=pulse.require_lease)
     with _job_log(job_id, run_folder) as log, pulse.beating():
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
@@ -64,10 +70,15 @@ def run_job(
             progress=_ProgressWriter(jobs, lease).write,
             should_stop=pulse.should_stop,
             logger=log,
+            run=lease.version,
+            fence=pulse.require_lease,
         )
         try:
             return _finish(job, context, pulse, jobs, lease, functions)
         except LeaseLost:
+            if pulse.has_ended_job:
+                log.info("cancelled; what the work went on with was refused")
+                return "cancelled"
             log.warning("the lease is lost: another worker has the job, or it has ended")
             return "lost"
 
@@ -107,18 +118,34 @@ def _finish(
 class _Pulse:
     """A thread that keeps the lease alive and notices that the job is to be cancelled or has gone to another worker."""
 
-    def __init__(self, jobs: JobStore, lease: Lease, beat_every_s: float, cancel_poll_s: float) -> None:
+    def __init__(self, jobs: JobStore, lease: Lease, beat_every_s: float, cancel_poll_s: float, cancel_grace_s: float) -> None:
         self._jobs = jobs
         self._lease = lease
         self._beat_every_s = beat_every_s
         self._cancel_poll_s = cancel_poll_s
+        self._cancel_grace_s = cancel_grace_s
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
+        self.has_ended_job = False
+        """The job was cancelled, and ended from here because its work did not notice in time."""
 
     @property
     def is_lost(self) -> bool:
         return self._lost.is_set()
+
+    def require_lease(self) -> None:
+        """LeaseLost unless the database says, now, that the lease holds; its outages are waited out as long as a lease lasts."""
+        end = time.monotonic() + HEARTBEAT_LIMIT_S
+        while True:
+            try:
+                self._jobs.beat(self._lease)
+                return
+            except SQLAlchemyError as exc:
+                if time.monotonic() > end:
+                    raise LeaseLost(job_id=self._lease.job_id, version=self._lease.version) from exc
+                logger.warning("job %s: cannot tell whether the lease holds: %s", self._lease.job_id, exc)
+                time.sleep(self._cancel_poll_s)
 
     def should_stop(self) -> bool:
         return self._lost.is_set() or self._cancelled.is_set()
@@ -135,8 +162,13 @@ class _Pulse:
 
     def _run(self) -> None:
         last_beat = time.monotonic()
+        cancelled_at: float | None = None
         while not self._ended.wait(self._cancel_poll_s):
             try:
+                if cancelled_at is not None and time.monotonic() - cancelled_at >= self._cancel_grace_s:
+                    self._jobs.finish(self._lease, "cancelled")
+                    self.has_ended_job = True
+                    return
                 if time.monotonic() - last_beat >= self._beat_every_s:
                     is_cancelled = self._jobs.beat(self._lease).cancel_requested
                     last_beat = time.monotonic()
@@ -151,7 +183,8 @@ class _Pulse:
                     self._lost.set()
                     return
                 continue
-            if is_cancelled:
+            if is_cancelled and cancelled_at is None:
+                cancelled_at = time.monotonic()
                 self._cancelled.set()
 
 
@@ -163,18 +196,24 @@ class _ProgressWriter:
         self._lease = lease
         self._phase: str | None = None
         self._phase_start_s = 0.0
+        self._phase_start_step = 0
         self._written_s = 0.0
 
     def write(self, phase: str, step: int, total: int, extra: Mapping[str, Any]) -> None:
         now = time.monotonic()
         is_new = phase != self._phase
         if is_new:
-            self._phase, self._phase_start_s = phase, now
+            self._phase, self._phase_start_s, self._phase_start_step = phase, now, step
         elif step < total and now - self._written_s < PROGRESS_EVERY_S:
             return
         self._written_s = now
-        eta_s = None if is_new or step <= 0 else round((total - step) * (now - self._phase_start_s) / step, 1)
-        self._jobs.progress(self._lease, phase, step, total, eta_s, extra)
+        done = step - self._phase_start_step
+        eta_s = None if done <= 0 else round((total - step) * (now - self._phase_start_s) / done, 1)
+        try:
+            self._jobs.progress(self._lease, phase, step, total, eta_s, extra)
+        except SQLAlchemyError as exc:
+            # Progress is told again soon; no work is given up for it.
+            logger.warning("job %s: progress is not written: %s", self._lease.job_id, exc)
 
 
 @contextmanager

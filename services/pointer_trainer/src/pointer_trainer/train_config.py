@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leverplus.errors import InvalidConfig, shorten
+from leverplus.ids import MAX_SHOTS
 from leverplus.rewards import RewardConfig
 
-GRPO_REFUSAL = "not available in this version; RCE only: leave grpo_epochs at 0"
+Trainable = Literal["head", "attention", "all"]
+
+_OF_GRPO = ("grpo_lr", "grpo_form", "grpo_advantage", "grpo_trainable", "grpo_curriculum", "kl_beta_adaptive", "clip_epsilon",
+            "advantage_clip", "freeze_backbone_in_grpo")  # fmt: skip
+_OF_RCE = ("rce_use_raw_reward", "temperature_start", "temperature_end")
 
 
 class TrainConfig(BaseModel):
-    """One run. An unknown field, or a value that cannot be meant, is refused when the config is read.
+    """One run. An unknown field, or a value or combination that cannot be meant, is refused when the config is read.
 
-    The five GRPO settings are the reference's; they are read and kept, and take effect once grpo_epochs may be above 0.
+    The first phase runs `objective` for `rce_epochs` at `rce_lr`; a second one runs GRPO from its best epoch where grpo_epochs
+    is above 0. None: what `grpo_form` makes of it, see the properties below.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -30,18 +36,40 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.01, ge=0, le=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient over all parameters")
 
-    # objective
+    # what both phases train on
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    skip_fallback_reward: bool = Field(False, description="leave out candidates whose score is a fallback")
+    shot_weights: dict[Annotated[int, Field(ge=1, le=MAX_SHOTS)], Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict[int, float],
+        description="the loss is the sum over numbers of shots of weight times that number's mean loss; 1 where not named",
+    )
+    drop_flat_groups: bool = Field(False, description="weight 0 for groups whose rewards are all equal")
+    group_weight: Literal["equal", "best_over_mean"] = Field(
+        "equal", description="best_over_mean: max r - mean r, which is 0 for equal rewards"
+    )
+
+    # first phase
+    objective: Literal["rce", "expected_reward"] = "rce"
     rce_use_raw_reward: bool = Field(False, description="softmax over raw rewards instead of z-scored ones")
     use_top1_only: bool = Field(False, description="imitate only the best candidate of a group")
-    skip_fallback_reward: bool = Field(False, description="leave out candidates whose score is a fallback")
     temperature_start: float = Field(2.0, ge=0.01)
     temperature_end: float = Field(0.5, ge=0.01)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    kl_beta: float = Field(0.1, ge=0)
+    kl_beta: float = Field(0.1, ge=0, description="weight of the KL to the policy that the phase began with")
+
+    # GRPO
+    grpo_form: Literal["safe", "reference"] = "safe"
+    grpo_advantage: Literal["zscore", "leave_one_out"] = "zscore"
+    grpo_trainable: Trainable | None = Field(
+        None, description="which modules GRPO trains; null: head, or all in the reference's form"
+    )
+    freeze_backbone_in_grpo: bool = Field(False, description="the same as grpo_trainable head, in either form")
+    grpo_curriculum: Literal["none", "spread"] = Field(
+        "none", description="spread: epoch e of E takes the e/E of the queries whose rewards differ most"
+    )
+    kl_beta_adaptive: bool | None = Field(None, description="null: fixed, or adapted after every step in the reference's form")
     clip_epsilon: float = Field(0.2, gt=0, lt=1)
     advantage_clip: float = Field(5.0, gt=0)
-    freeze_backbone_in_grpo: bool = False
-    reward: RewardConfig = Field(default_factory=RewardConfig)
 
     # selector
     hidden_dim: int = Field(256, ge=1, le=4096)
@@ -61,22 +89,43 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**32)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
-    def grpo_settings(self) -> list[str]:
-        """Names of the settings of GRPO that differ from their defaults."""
-        names = ("grpo_lr", "kl_beta", "clip_epsilon", "advantage_clip", "freeze_backbone_in_grpo")
-        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
+    @property
+    def trainable_in_grpo(self) -> Trainable:
+        if self.grpo_trainable is not None:
+            return self.grpo_trainable
+        return "all" if self.grpo_form == "reference" and not self.freeze_backbone_in_grpo else "head"
 
-    @field_validator("grpo_epochs")
-    @classmethod
-    def _rce_only(cls, value: int) -> int:
-        if value > 0:
-            raise ValueError(GRPO_REFUSAL)
-        return value
+    @property
+    def adapts_kl_beta(self) -> bool:
+        return self.grpo_form == "reference" if self.kl_beta_adaptive is None else self.kl_beta_adaptive
+
+    def settings_without_effect(self) -> list[str]:
+        """Names of the settings that differ from their defaults and belong to something that is not run."""
+        names: list[str] = []
+        if self.objective != "rce":
+            names += _OF_RCE
+        if self.grpo_epochs <= 0:
+            names += _OF_GRPO if self.objective == "expected_reward" else ("kl_beta", *_OF_GRPO)
+        fields = type(self).model_fields
+        return [name for name in fields if name in names and getattr(self, name) != fields[name].default]
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> TrainConfig:
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _objective_takes_its_settings(self) -> TrainConfig:
+        if self.objective == "expected_reward":
+            for name in ("use_top1_only", "label_smoothing"):
+                if value := getattr(self, name):
+                    raise ValueError(f"{name} {value!r} is of RCE, but objective is {self.objective!r}; leave one of them out")
+        if self.freeze_backbone_in_grpo and self.grpo_trainable not in (None, "head"):
+            raise ValueError(
+                f"freeze_backbone_in_grpo {self.freeze_backbone_in_grpo!r} trains the head alone, but grpo_trainable is "
+                f"{self.grpo_trainable!r}; leave one of them out"
+            )
         return self
 
 

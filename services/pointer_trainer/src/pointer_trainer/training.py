@@ -1,58 +1,43 @@
-"""Trains a pointer selector on scored candidates: reward-weighted cross-entropy, judged on held-out queries.
+"""Trains a pointer selector on scored candidates, in the phases of its config, judged on held-out queries.
 
 A run is a function of its config and its data: on the CPU the same seed gives the same weights to the last bit. Every epoch
-is judged on queries that were not trained on; the epoch that does best there, by `keep_epoch`, is the one that is kept.
+is judged on queries that were not trained on; of each phase the epoch that does best there, by `keep_epoch`, is kept. After
+every epoch the run leaves in its folder what is needed to go on from there.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import orjson
 import torch
-from numpy.typing import NDArray
 
 import leverplus
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
+from leverplus.checkpoints import FORMAT, CheckpointInfo
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import Cancelled, Conflict, InvalidConfig, InvalidInput, TrainingDiverged
-from leverplus.files import atomic_file
+from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDiverged
+from leverplus.files import Fence, atomic_file
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer import losses
-from pointer_trainer.batches import QueryExample, RlBatch, build_examples, collate
+from pointer_trainer.batches import QueryExample, build_examples, collate
+from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
-from pointer_trainer.curves import plot_training_curve
-from pointer_trainer.held_out import measure_held_out
+from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
+from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
+from pointer_trainer.training_state import StateFolder, TrainingState
 
 METRICS_FILE = "metrics.jsonl"
-CURVE_FILE = "training_curve.png"
 HELD_OUT_BATCH = 256
 
-Progress = Callable[[str, int, int, Mapping[str, Any]], None]
-"""phase, step, total steps of the phase, further values."""
-
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """`metrics` are those of the best epoch, which is the one in the checkpoint; `epochs` are all rows of metrics.jsonl."""
-
-    checkpoint_id: str
-    metrics: Mapping[str, Any]
-    curve_path: Path
-    epochs: Sequence[Mapping[str, Any]]
 
 
 def train(
@@ -68,19 +53,26 @@ def train(
     progress: Progress,
     should_stop: Callable[[], bool],
     logger: logging.Logger = _logger,
+    run: int = 1,
+    fence: Fence = unfenced,
 ) -> TrainResult:
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
+    GRPO, where it is asked for, has a checkpoint and a curve of its own: the same names followed by "-grpo".
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
+    `run` numbers the runs of a job; a later one goes on after the last epoch that an earlier one left in `run_folder`, if
+    config, data, code and threads are the same. `fence` is asked before any file gets its name, and what it raises ends the run.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
-    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end.
+    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
+    Where the first phase diverges, its best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the error
+    names. GRPO that diverges ends with what was best before it: the log says so.
     """
-    if checkpoint_folder.exists():
-        raise Conflict(
-            f"checkpoint {checkpoint_folder.name} exists already; checkpoints are never overwritten, choose another id"
-        )
+    phases = planned_phases(config)
+    for folder in (checkpoint_of(checkpoint_folder, phase) for phase in phases):
+        if folder.exists():
+            raise Conflict(f"checkpoint {folder.name} exists already; checkpoints are never overwritten, choose another id")
     device = _device(config)
     files, fingerprint = under_one_contract(
         rl_data, rl_data_refs, dataset=dataset, embeddings=embeddings, pool_policy=pool_policy
@@ -97,52 +89,82 @@ def train(
                 + (f", e.g. {counts.first_unknown}" if counts.first_unknown else "")
                 + f": {counts.to_json()}"
             )
+    shots = sorted({int(shots) for example in train_examples for shots in (example.positions >= 0).sum(-1)})
+    if not any(config.shot_weights.get(count, 1.0) for count in shots):
+        raise InvalidConfig(field="shot_weights", reason=f"{config.shot_weights} leaves nothing of data with shots {shots}")
     data_metrics = {
         **counts.to_json(),
         "train_queries": len(train_examples),
         "held_out_queries": len(held_out_examples),
+        "train_queries_dropped": len(parts[0]) - len(train_examples),
+        "held_out_queries_dropped": len(parts[1]) - len(held_out_examples),
         **_unexpected(config, rl_data, pool_policy, logger),
     }
 
-    # The caller's random state is left as it was, and has no part in the result.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(config.seed)
-        selector = _selector_config(config, embeddings)
-        model = PointerSelectorV3(selector).to(device)
-        held_out = [collate(part, embeddings, device) for part in _chunks(held_out_examples, HELD_OUT_BATCH)]
-        rows: list[dict[str, Any]] = []
-        best: dict[str, Any] = {}
-        best_tensors: dict[str, NDArray[np.float32]] = {}
-        for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop):
-            rows.append({**row, **data_metrics})
-            _write_metrics(run_folder / METRICS_FILE, rows)
-            if row["epoch"] > 0 and (not best or _worth(row, config) > _worth(best, config)):
-                best = rows[-1]
-                best_tensors = model.tensors()
-
-    curve_path = run_folder / CURVE_FILE
-    plot_training_curve(rows, best["epoch"], curve_path)
+    selector = _selector_config(config, embeddings)
     info = CheckpointInfo(
         checkpoint_id=checkpoint_folder.name,
         format=FORMAT,
         selector=selector.to_json(),
         dataset=dataset.name,
         pool_policy=pool_policy.to_json(),
-        shots=sorted({int(shots) for example in train_examples for shots in (example.positions >= 0).sum(-1)}),
+        shots=shots,
         fingerprint=fingerprint,
         training=config.model_dump(mode="json"),
         rl_data=[dict(ref) for ref in rl_data_refs],
-        metrics=best,
+        metrics={},
         code_version=leverplus.__version__,
-        created_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        created_at="",
     )
-    save_checkpoint(checkpoint_folder, best_tensors, info)
-    return TrainResult(checkpoint_folder.name, best, curve_path, rows)
+    states = StateFolder(run_folder, run, _identity(info, embeddings, device), fence=fence, logger=logger)
+
+    # The caller's random state is left as it was, and has no part in the result.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        model = PointerSelectorV3(selector).to(device)
+        held_out = [collate(part, embeddings, device) for part in chunks(held_out_examples, HELD_OUT_BATCH)]
+        state = states.newest() or TrainingState()
+        if state.rows:
+            logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
+            _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
+        begun = next((phase.index for phase in phases if phase.name == state.phase), 0)
+        for phase in phases[begun:]:
+            if phase.index > 0:
+                model.load_state_dict(state.best_weights(phases[phase.index - 1].name))
+            if phase.name != state.phase:
+                state.begin(phase.name)
+            try:
+                epochs = run_phase(
+                    phase, config, model, train_examples, held_out, embeddings, progress, should_stop, state, logger
+                )
+                for row in epochs:
+                    state.rows.append({**row, **data_metrics})
+                    best = state.best.get(phase.name)
+                    if row["epoch"] > 0 and (best is None or worth(row, config) > worth(best, config)):
+                        state.keep_best()
+                    states.save(state)
+                    _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
+            except TrainingDiverged as exc:
+                if phase.index == 0:
+                    raise with_the_best_kept(exc, checkpoint_folder, phase, state, info, fence) from exc
+                logger.warning("%s diverged, and what was best before stays: %s", phase.name, exc)
+
+    result = save_result(phases, config, state, info, checkpoint_folder, run_folder, fence, logger)
+    states.remove()
+    return result
 
 
-def _worth(row: Mapping[str, Any], config: TrainConfig) -> float:
-    """What an epoch is kept for: the larger the better."""
-    return -row["held_out_rce"] if config.keep_epoch == "loss" else row["held_out_expected_reward"]
+def _identity(info: CheckpointInfo, embeddings: Embeddings, device: torch.device) -> dict[str, Any]:
+    """All that the last bit of a run's weights depends on: what its checkpoint says of its making, and what it does not."""
+    described = info.to_json()
+    named = ("selector", "pool_policy", "fingerprint", "training", "rl_data", "code_version")
+    return {
+        **{name: described[name] for name in named},
+        "embeddings": embeddings.manifest.sha256,
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+    }
 
 
 def _unexpected(
@@ -150,11 +172,17 @@ def _unexpected(
 ) -> dict[str, Any]:
     """What a run does that its config and data do not show by themselves: told to the log, and kept among the metrics."""
     found: dict[str, Any] = {}
+    first = "RCE" if config.objective == "rce" else config.objective
     if config.grpo_epochs <= 0:
-        logger.warning("grpo_epochs is %d: only RCE is run, and its checkpoint is the result", config.grpo_epochs)
-        if settings := config.grpo_settings():
-            logger.warning("without effect, because they are of GRPO and grpo_epochs is 0: %s", ", ".join(settings))
-            found["settings_without_effect"] = settings
+        logger.warning("grpo_epochs is %d: only %s is run, and its checkpoint is the result", config.grpo_epochs, first)
+    else:
+        logger.warning(GRPO_NOTICE, grpo_guards(config))
+    if settings := config.settings_without_effect():
+        logger.warning(
+            "without effect, because objective is %s and grpo_epochs is %d: %s",
+            config.objective, config.grpo_epochs, ", ".join(settings),
+        )  # fmt: skip
+        found["settings_without_effect"] = settings
     own = sum(data.fingerprint.pool is None and record.pool_source == "file" for data in rl_data for record in data.records)
     if own and pool_policy.ids is not None:
         shared = len(pool_policy.ids)
@@ -162,69 +190,6 @@ def _unexpected(
                        "files do not say how their own pools were made", own, shared)  # fmt: skip
         found |= {"queries_with_replaced_pool": own, "shared_pool_ids": shared}
     return found
-
-
-def _rce_epochs(
-    config: TrainConfig,
-    model: PointerSelectorV3,
-    examples: Sequence[QueryExample],
-    held_out: Sequence[RlBatch],
-    embeddings: Embeddings,
-    progress: Progress,
-    should_stop: Callable[[], bool],
-) -> Iterator[dict[str, Any]]:
-    """Trains `model` in place; yields a row of metrics before the first epoch (number 0) and after each."""
-    device = held_out[0].query_emb.device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.rce_lr, weight_decay=config.weight_decay)
-    total = config.rce_epochs * -(-len(examples) // config.batch_size)
-    step = 0
-    judged = measure_held_out(model, held_out)
-    yield {"phase": "rce", "epoch": 0, "step": 0, "train_loss": None, "temperature": None, "grad_norm": None, **judged}
-    for epoch in range(1, config.rce_epochs + 1):
-        model.train()
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(examples))
-        loss_sum = group_sum = grad_norm_max = temperature = 0.0
-        for chunk in _chunks([examples[index] for index in order], config.batch_size):
-            if should_stop():
-                raise Cancelled(what="training")
-            temperature = losses.temperature_schedule(step, total, config.temperature_start, config.temperature_end)
-            outputs = _rce_step(model, collate(chunk, embeddings, device), config, temperature)
-            optimizer.zero_grad(set_to_none=True)
-            outputs.loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-            if not (torch.isfinite(outputs.loss) and torch.isfinite(grad_norm)):
-                raise TrainingDiverged(
-                    epoch=epoch, step=step, loss=outputs.loss.item(), grad_norm=grad_norm.item(), lr=config.rce_lr
-                )
-            optimizer.step()
-            step += 1
-            loss_sum += outputs.loss.item() * outputs.metrics["groups"]
-            group_sum += outputs.metrics["groups"]
-            grad_norm_max = max(grad_norm_max, grad_norm.item())
-            progress("rce", step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
-        judged = measure_held_out(model, held_out)
-        yield {
-            "phase": "rce",
-            "epoch": epoch,
-            "step": step,
-            "train_loss": loss_sum / group_sum,
-            "temperature": temperature,
-            "grad_norm": grad_norm_max,
-            **judged,
-        }
-
-
-def _rce_step(model: PointerSelectorV3, batch: RlBatch, config: TrainConfig, temperature: float) -> losses.LossOutputs:
-    rows, mask, shots = batch.groups()
-    if config.label_smoothing:
-        logits = model.forced_logits(model.encode(batch.query_emb, batch.cand_emb, batch.pool_mask), batch.pointers)
-        logp = losses.smoothed_log_prob(logits, batch.pointers, config.label_smoothing)[rows]
-    else:
-        logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
-    rewards = batch.rewards_raw[rows]
-    if config.use_top1_only:
-        return losses.top1_loss(logp, rewards, mask, shots)
-    return losses.rce_loss(logp, rewards if config.rce_use_raw_reward else losses.zscore(rewards, mask), mask, temperature)
 
 
 def _selector_config(config: TrainConfig, embeddings: Embeddings) -> SelectorConfig:
@@ -250,12 +215,7 @@ def _of(examples: Sequence[QueryExample], query_ids: set[Any]) -> list[QueryExam
     return [example for example in examples if example.query_id in query_ids]
 
 
-def _chunks(examples: Sequence[QueryExample], size: int) -> Iterator[Sequence[QueryExample]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]
-
-
-def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], fence: Fence) -> None:
     """Whole and anew each time: a run that starts again leaves no rows of the one before."""
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         stream.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)

@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 import sys
+import threading
+from importlib import import_module
 from typing import Any
 
 from celery.signals import worker_process_init
@@ -34,7 +36,12 @@ def main() -> None:
         # The job's process must not go on scoring for a worker that is gone.
         die_with(worker, signal.SIGKILL)
 
-    worker_process_init.connect(end_with_worker, weak=False)
+    def load_ahead(**_: Any) -> None:
+        # torch takes seconds, which a job that waits for a new worker need not wait too. Not in the way of Celery's own start.
+        threading.Thread(target=import_module, args=("pointer_trainer.jobs.train",), daemon=True).start()
+
+    for prepare in (end_with_worker, load_ahead):
+        worker_process_init.connect(prepare, weak=False)
     celery.worker_main(["worker", "--loglevel=info", "--without-gossip", "--without-mingle"])
 
 

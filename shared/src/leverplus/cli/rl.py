@@ -37,13 +37,21 @@ def convert(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out what is invalid and count it, instead of refusing the file.")
     ] = False,
+    info_score: Annotated[
+        str | None, typer.Option("--info-score", help="For a legacy InfoScore file, which scores are better: higher or lower.")
+    ] = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Read a file in any dialect, check it, and write it in ours; with --dataset it then says which dataset it is of."""
     from dataclasses import replace
 
+    from leverplus.errors import InvalidConfig
     from leverplus.rl_data import read, read_dropping_invalid, write
 
+    if info_score not in ("higher", "lower", None):
+        raise InvalidConfig(field="--info-score", reason=f"{info_score!r}, expected higher or lower")
+    if drop_invalid and info_score is not None:
+        raise InvalidConfig(field="--drop-invalid", reason=f"does not go with --info-score {info_score}; leave it out")
     _require_folder(target)
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
@@ -52,7 +60,7 @@ def convert(
         for reason, count in dropped.reasons.most_common():
             print(f"  {count} × {reason}")
     else:
-        found = read(source, opened)
+        found = read(source, opened, info_score=info_score)
     fingerprint = found.fingerprint if opened is None else replace(found.fingerprint, dataset=opened.fingerprint())
     write(target, found.records, fingerprint=fingerprint, meta=found.meta)
     print(f"{target}: {_counted(found.records)}")

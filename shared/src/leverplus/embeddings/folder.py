@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from leverplus.dataset import Dataset
 from leverplus.errors import Conflict, FingerprintMismatch, InvalidConfig, InvalidEmbeddings, NotFound
-from leverplus.files import atomic_folder, file_sha256, remove_folder, write_json
+from leverplus.files import Fence, atomic_folder, file_sha256, remove_folder, write_json
 
 FloatMatrix = npt.NDArray[np.float32]
 Source = Literal["encoders", "reference"]
@@ -117,7 +117,7 @@ class Embeddings:
             raise InvalidEmbeddings(path=path, reason=f"holds {sorted(tensors)}, expected {sorted(expected)}")
         return cls(tensors["query"], tensors.get("candidate", tensors["query"]), manifest)
 
-    def save(self, folder: Path, *, overwrite: bool = False) -> EmbeddingManifest:
+    def save(self, folder: Path, *, overwrite: bool = False, fence: Fence | None = None) -> EmbeddingManifest:
         """Writes the folder whole or not at all and returns the completed manifest; Conflict if it exists."""
         if folder.exists() and not overwrite:
             raise Conflict(f"{folder} already holds embeddings; delete it or ask for it to be overwritten")
@@ -126,7 +126,7 @@ class Embeddings:
             tensors["candidate"] = self.candidate
         staging = folder.with_name(f".{folder.name}.new") if folder.exists() else folder
         remove_folder(staging)
-        with atomic_folder(staging) as target:
+        with atomic_folder(staging, fence=fence) as target:
             save_file({name: np.ascontiguousarray(matrix) for name, matrix in tensors.items()}, target / _TENSORS)
             complete = replace(self.manifest, sha256=file_sha256(target / _TENSORS))
             write_json(target / _MANIFEST, asdict(complete))

@@ -20,6 +20,7 @@ from leverplus.dataset import Dataset
 from leverplus.errors import Conflict
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
+from leverplus.rl_data.legacy import InfoScoreSign
 from leverplus.rl_data.records import (
     CANDIDATE_FIELDS,
     SCORE_FIELDS,
@@ -61,15 +62,19 @@ class Notes:
     ignored_fields: Counter[str] = field(default_factory=Counter[str])
 
 
-def read(path: Path | str, dataset: Dataset | None = None, *, name: str | None = None) -> RlData:
+def read(
+    path: Path | str, dataset: Dataset | None = None, *, name: str | None = None, info_score: InfoScoreSign | None = None
+) -> RlData:
     """The whole file, every record checked; with `dataset`, ids and the dataset fingerprint are checked against it.
 
     Raises NotFound, FingerprintMismatch, InvalidRlData and IdOutsidePool; the last two name the file, and query and field
     where one is at fault. Rows of one ordered pointer are merged; scores of rows whose mode is "error" become None. Logs a
     warning where modes are unknown. `name`: what errors call the file, its path otherwise.
+    `info_score` says whether higher or lower scores are the better ones in a legacy InfoScore file, which is refused without it;
+    lower ones change their sign, and `_meta.info_score_of_legacy_file` of the result keeps what was stated.
     """
     source = open_source(Path(path), None if name is None else Path(name))
-    return read_source(source, dataset)
+    return read_source(replace(source, info_score=info_score), dataset)
 
 
 def read_source(source: Source, dataset: Dataset | None = None) -> RlData:
@@ -101,7 +106,8 @@ def file_fingerprint(source: Source) -> Fingerprint:
 
 def file_meta(source: Source) -> dict[str, Any]:
     """The rest of `_meta`."""
-    return {key: value for key, value in source.meta.items() if key not in _RESERVED_META}
+    stated = {} if source.info_score is None else {"info_score_of_legacy_file": f"{source.info_score} is better"}
+    return {**{key: value for key, value in source.meta.items() if key not in _RESERVED_META}, **stated}
 
 
 def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
@@ -159,12 +165,6 @@ def read_entry(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId
 
 def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entry's scored pointers, each an object."""
-    if "id_list" in entry and "score_list" in entry:
-        raise place.refuse(
-            "id_list",
-            "this is a legacy InfoScore file (id_list and score_list), which is not read; "
-            "score its pointers anew to get a file with pointer_candidates",
-        )
     rows = entry.get("pointer_candidates")
     if not isinstance(rows, list):
         found = describe(rows) if "pointer_candidates" in entry else "missing"

@@ -12,6 +12,7 @@ from typing import Any, Literal, cast
 import orjson
 
 from leverplus.errors import InvalidRlData, NotFound
+from leverplus.rl_data.legacy import InfoScoreSign, is_legacy, modern_entry
 from leverplus.rl_data.validation import Place, describe, refuse_file
 
 FORMAT = "leverplus-rl"
@@ -25,7 +26,8 @@ Form = Literal["json", "ndjson"]
 class Source:
     """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time.
 
-    `name` is what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read."""
+    `name` is what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read.
+    `info_score`: which scores of a legacy InfoScore file are the better ones; None for any other file."""
 
     path: Path
     name: Path
@@ -33,9 +35,20 @@ class Source:
     meta: Mapping[str, Any]
     whole: Mapping[str, Any] | None
     non_finite: bool = False
+    info_score: InfoScoreSign | None = None
 
     def entries(self) -> Generator[tuple[str, dict[str, Any]]]:
-        """(query id as written, fields of the query), in file order."""
+        """(query id as written, fields of the query), in file order; those of a legacy file as pointer_candidates."""
+        for key, entry in self._raw_entries():
+            if is_legacy(entry):
+                yield key, modern_entry(Place(self.name, key), entry, self.info_score)
+            elif self.info_score is not None:
+                reason = f"which InfoScores are better is stated ({self.info_score}), but this is no legacy file; leave it out"
+                raise Place(self.name, key).refuse("(whole entry)", reason)
+            else:
+                yield key, entry
+
+    def _raw_entries(self) -> Generator[tuple[str, dict[str, Any]]]:
         if self.whole is not None:
             for key, value in self.whole.items():
                 if key != META:

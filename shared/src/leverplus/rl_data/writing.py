@@ -10,14 +10,21 @@ from typing import Any
 import orjson
 
 from leverplus.errors import Conflict
-from leverplus.files import atomic_file
+from leverplus.files import Fence, atomic_file
 from leverplus.fingerprint import Fingerprint
 from leverplus.rl_data.records import QueryRecord, merge_duplicates
 from leverplus.rl_data.sources import FORMAT, META, VERSION
 from leverplus.rl_data.validation import Place, check_record, conflict_in, refuse_file
 
 
-def write(path: Path | str, records: Iterable[QueryRecord], *, fingerprint: Fingerprint, meta: Mapping[str, Any]) -> None:
+def write(
+    path: Path | str,
+    records: Iterable[QueryRecord],
+    *,
+    fingerprint: Fingerprint,
+    meta: Mapping[str, Any],
+    fence: Fence | None = None,
+) -> None:
     """Writes the records as they come; the file appears only when all of them have been checked and written.
 
     NDJSON when the name ends in .ndjson or .jsonl: `_meta` in the first line, then a query a line. Otherwise one JSON object:
@@ -31,7 +38,7 @@ def write(path: Path | str, records: Iterable[QueryRecord], *, fingerprint: Fing
         )
     head = {**meta, "format": FORMAT, "version": VERSION, "fingerprint": fingerprint.to_json()}
     checked = _checked(path, records)
-    with atomic_file(path) as stream:
+    with atomic_file(path, fence=fence) as stream:
         if path.suffix in (".ndjson", ".jsonl"):
             stream.write(_dump(path, {META: head}) + b"\n")
             for record in checked:

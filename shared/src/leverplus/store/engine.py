@@ -18,6 +18,7 @@ from leverplus.errors import InvalidConfig, Unavailable
 _MIGRATION_LOCK = 0x6C706C7573
 """Key of PostgreSQL's advisory lock: any number that nothing else in the database uses."""
 _BUSY_TIMEOUT_S = 30
+_IDLE_TRANSACTION_S = 10
 _OPTIONS: dict[str, dict[str, Any]] = {
     "sqlite": {},
     # Every statement is to see what others have committed, whatever the server's default.
@@ -49,8 +50,7 @@ def open_store(url: str) -> Engine:
     except ModuleNotFoundError as exc:
         reason = f"{shown} needs the package {exc.name!r}; `pip install 'leverplus[postgres]'` brings psycopg"
         raise InvalidConfig(field="DATABASE_URL", reason=reason) from exc
-    if dialect == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "connect", _configure_sqlite if dialect == "sqlite" else _configure_postgresql)
     try:
         with _file_lock(engine), engine.connect() as connection, _advisory_lock(connection):
             migrate(connection)
@@ -84,6 +84,12 @@ def migrate(connection: Connection) -> None:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={_BUSY_TIMEOUT_S * 1000}", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _configure_postgresql(connection: Any, _record: Any) -> None:
+    # A process that is gone with its machine, or stopped, would hold the rows of its open transaction for hours.
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_S}s'")
+    connection.commit()
 
 
 @contextmanager

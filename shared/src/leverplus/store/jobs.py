@@ -24,8 +24,8 @@ TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 HEARTBEAT_LIMIT_S = 15.0
 """A running job whose heartbeat is older than this has lost its worker."""
-MESSAGE_LIMIT_S = 30.0
-"""A queued job whose message is older than this gets another: the first may be lost, and a second is harmless."""
+MESSAGE_LIMIT_S = 5.0
+"""How long a message that was sent may be on its way; one that then is not waiting in the queue is sent again."""
 
 
 class LeaseLost(Conflict):
@@ -181,11 +181,12 @@ class JobStore:
         )
 
     def request_cancel(self, job_id: str) -> Job:
-        """A queued job is cancelled at once, a running one by its worker at its next step; an ended one stays as it is."""
+        """A queued job, and one whose worker is gone, is cancelled at once, a running one by its worker; an ended one stays."""
+        orphaned = and_(jobs.c.status == "running", jobs.c.heartbeat_at < time.time() - HEARTBEAT_LIMIT_S)
         with self._engine.begin() as connection:
             connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status == "queued")
+                .where(jobs.c.id == job_id, or_(jobs.c.status == "queued", orphaned))
                 .values(status="cancelled", cancel_requested=True, finished_at=time.time())
             )
             connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status == "running").values(cancel_requested=True))
@@ -209,15 +210,14 @@ class JobStore:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(enqueued_at=time.time()))
 
     def to_enqueue(self) -> list[Job]:
-        """Jobs that need a message: queued without a recent one, or running without a heartbeat."""
+        """Jobs that need a message unless one waits: queued or running without a heartbeat, and sent none of late."""
         now = time.time()
         no_recent_message = or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - MESSAGE_LIMIT_S)
         orphaned = and_(
             jobs.c.status == "running",
             jobs.c.heartbeat_at < now - HEARTBEAT_LIMIT_S,
-            or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - HEARTBEAT_LIMIT_S),
         )
-        statement = select(jobs).where(or_(and_(jobs.c.status == "queued", no_recent_message), orphaned))
+        statement = select(jobs).where(no_recent_message, or_(jobs.c.status == "queued", orphaned))
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(statement.order_by(jobs.c.created_at)).mappings()]
 

@@ -25,7 +25,7 @@ def embed(context: JobContext) -> dict[str, Any]:
             dataset, batch_size=request.batch_size, progress=lambda done, total: context.step("embed", done, total)
         )
         context.check()
-        embeddings.save(context.data_root.embeddings(request.dataset), overwrite=True)
+        embeddings.save(context.data_root.embeddings(request.dataset), overwrite=True, fence=context.fence)
     manifest = embeddings.manifest
     return {
         "dataset": request.dataset,

@@ -192,12 +192,12 @@ def _markdown(
 
 
 def _write(context: JobContext, result: dict[str, Any], scored: _Scored, cells: Sequence[Cell]) -> None:
-    write_json(context.run_folder / "evaluation.json", result)
+    write_json(context.run_folder / "evaluation.json", result, fence=context.fence)
     columns = [
         {"system": system, "shots": shots, "accuracy": [row[system, shots] for row in scored.accuracies]}
         for system, shots in cells
     ]
     per_query = {"query_ids": scored.query_ids, "left_out": scored.left_out, "cells": columns}
-    write_json(context.run_folder / "per_query.json", per_query)
-    with atomic_file(context.run_folder / "evaluation.md") as stream:
+    write_json(context.run_folder / "per_query.json", per_query, fence=context.fence)
+    with atomic_file(context.run_folder / "evaluation.md", fence=context.fence) as stream:
         stream.write(result["markdown"].encode())

@@ -73,11 +73,12 @@ def generate(context: JobContext) -> dict[str, Any]:
                 chain([first], records),
                 fingerprint=replace(own, generation=found.generation, metric=found.metric),
                 meta=_meta(context, request, pools, origin),
+                fence=context.fence,
             )
     for warning in counts.warnings:
         context.logger.warning(warning)
     report = rl_data.inspect(root.rl_data(rl_data_id))
-    write_json(context.run_folder / "report.json", report)
+    write_json(context.run_folder / "report.json", report, fence=context.fence)
     return {"rl_data_id": rl_data_id, "report": report, "scores": counts.to_json(), "queries_without_candidates": len(bare)}
 
 

@@ -12,7 +12,7 @@ from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidRlData
-from leverplus.files import file_sha256
+from leverplus.files import file_sha256, remove_folder
 from leverplus.fingerprint import Fingerprint
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import RlData
@@ -24,12 +24,19 @@ from pointer_trainer.training import train
 
 
 def train_selector(context: JobContext) -> dict[str, Any]:
-    """Trains and saves checkpoint ckpt-<job's suffix>; a run that finds it saved by an earlier run of the job returns it."""
+    """Trains and saves checkpoint ckpt-<job's suffix>, and the one of GRPO as ckpt-<job's suffix>-grpo.
+
+    A run that finds the first saved by an earlier run of the job, which wrote it last, returns what is there.
+    """
     torch.set_num_threads(context.threads)
     request = TrainRequest.model_validate(context.config)
     root = context.data_root
     checkpoint_id = f"ckpt-{context.suffix}"
+    grpo_id = f"{checkpoint_id}-grpo"
     if not root.checkpoint(checkpoint_id).exists():
+        # Left by a run of this job that ended between its two checkpoints.
+        context.fence()
+        remove_folder(root.checkpoint(grpo_id))
         fingerprint = open_heads(root, request.rl_data)
         if fingerprint.dataset is None:
             raise InvalidRlData(file=request.rl_data[0], query=None, field="_meta", reason="names no dataset; upload it again")
@@ -53,10 +60,18 @@ def train_selector(context: JobContext) -> dict[str, Any]:
             progress=context.progress,
             should_stop=context.should_stop,
             logger=context.logger,
+            run=context.run,
+            fence=context.fence,
         )
-    info = read_info(root.checkpoint(checkpoint_id))
-    curves = sorted(path.name for path in context.run_folder.glob("*.png"))
-    return {"checkpoint_id": checkpoint_id, "metrics": info.metrics, "run_folder": str(context.run_folder), "curves": curves}
+    infos = [read_info(root.checkpoint(name)) for name in (checkpoint_id, grpo_id) if root.checkpoint(name).exists()]
+    recommended = next((info for info in infos if info.metrics.get("recommended")), infos[0])
+    return {
+        "checkpoint_id": recommended.checkpoint_id,
+        "checkpoints": {info.metrics["phase"]: info.checkpoint_id for info in infos},
+        "metrics": recommended.metrics,
+        "run_folder": str(context.run_folder),
+        "curves": sorted(path.name for path in context.run_folder.glob("*.png")),
+    }
 
 
 def pool_policy(data: Sequence[RlData], dataset: Dataset) -> PoolPolicy:

@@ -137,7 +137,7 @@ def cancel_job(job_id: str, state: State) -> Job:
 
 @router.post("/jobs/{job_id}/resume", status_code=202)
 def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
-    """Queues a failed or cancelled job again; scores that were committed are not made anew.
+    """Queues a failed or cancelled job again: training goes on after its last epoch, committed scores are not made anew.
 
     With an Idempotency-Key a job that is already queued or running counts as resumed.
     """

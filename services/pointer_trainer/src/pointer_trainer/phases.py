@@ -1,0 +1,127 @@
+"""The phases of a run: imitation (or the expected reward) first, GRPO from its best epoch where that is asked for.
+
+A phase is plain values. With the weights it begins with, the weights and optimizer state after an epoch, and the KL's weight, it
+can be taken up again at that epoch: all else follows from config and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Literal
+
+from torch import nn
+
+from leverplus.selector import PointerSelectorV3
+from pointer_trainer.batches import QueryExample
+from pointer_trainer.train_config import Trainable, TrainConfig
+
+PhaseName = Literal["rce", "expected_reward", "grpo"]
+
+GRPO_NOTICE = (
+    "GRPO is experimental. What guards it: it starts from the best epoch of the phase before, as its own checkpoint; %s; "
+    "it stops when the held-out expected reward falls; the checkpoint before it stays the one recommended unless GRPO's is "
+    "better on held-out queries"
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`index`: its place in the run, part of the seed of its data order. `dropout`: whether it trains with it.
+
+    `with_reference`: the loss compares with the policy that the phase began with. `stops_when_worse`: ends after an epoch
+    whose held-out expected reward is below that of the epoch before. `suffix` is added to the ids of checkpoint and curve.
+    """
+
+    name: PhaseName
+    index: int
+    epochs: int
+    lr: float
+    dropout: bool
+    trainable: Trainable
+    with_reference: bool
+    stops_when_worse: bool
+    curriculum: Literal["none", "spread"]
+    suffix: str
+
+    def examples(self, examples: Sequence[QueryExample], epoch: int) -> Sequence[QueryExample]:
+        """Those that epoch 1 to `epochs` trains on, in their order."""
+        if self.curriculum == "none":
+            return examples
+        taken = ceil(len(examples) * epoch / self.epochs)
+        clearest = sorted(range(len(examples)), key=lambda index: -largest_spread(examples[index]))[:taken]
+        return [examples[index] for index in sorted(clearest)]
+
+    def steps(self, examples: Sequence[QueryExample], batch_size: int) -> int:
+        """Optimiser steps of the whole phase, if it is not stopped."""
+        sizes = (len(self.examples(examples, epoch)) for epoch in range(1, self.epochs + 1))
+        return sum(-(-size // batch_size) for size in sizes)
+
+
+def planned_phases(config: TrainConfig) -> list[Phase]:
+    first = Phase(
+        name=config.objective,
+        index=0,
+        epochs=config.rce_epochs,
+        lr=config.rce_lr,
+        dropout=True,
+        trainable="all",
+        with_reference=config.objective == "expected_reward" and config.kl_beta > 0,
+        stops_when_worse=False,
+        curriculum="none",
+        suffix="",
+    )
+    if config.grpo_epochs <= 0:
+        return [first]
+    grpo = Phase(
+        name="grpo",
+        index=1,
+        epochs=config.grpo_epochs,
+        lr=config.grpo_lr,
+        # Old and new log-probabilities must come from the same network: with dropout their ratio would be noise.
+        dropout=False,
+        trainable=config.trainable_in_grpo,
+        with_reference=True,
+        stops_when_worse=True,
+        curriculum=config.grpo_curriculum,
+        suffix="-grpo",
+    )
+    return [first, grpo]
+
+
+def grpo_guards(config: TrainConfig) -> str:
+    """How the chosen form is guarded, for the log."""
+    kl = f"weight {config.kl_beta:g}, {'adapted' if config.adapts_kl_beta else 'fixed'}"
+    trained = {"head": "only the head is", "attention": "only the attention is", "all": "all weights are"}[
+        config.trainable_in_grpo
+    ]
+    ratios = f"kept within {config.clip_epsilon:g} of 1"
+    if config.grpo_form == "reference":
+        return f"the reference's form, {trained} trained, ratios {ratios}, KL estimated from the candidates ({kl})"
+    return (
+        f"{trained} trained, ratios are exactly 1 at the first step and {ratios}, exact KL over the pool ({kl}), groups of equal "
+        "rewards are dropped"
+    )
+
+
+def train_only(model: PointerSelectorV3, which: Trainable) -> list[nn.Parameter]:
+    """Freezes the rest of `model`; the parameters that are left, in its order.
+
+    head: query_proj, cand_proj and the update gate. attention: cross-attention and its norms, which is what the reference's code
+    left trainable when it froze.
+    """
+    prefixes = {
+        "head": ("query_proj.", "cand_proj.", "query_update_gate."),
+        "attention": ("cross_attn_layers.", "attn_norms."),
+        "all": ("",),
+    }[which]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def largest_spread(example: QueryExample) -> float:
+    """Largest max r − min r among the query's groups."""
+    shots = (example.positions >= 0).sum(-1)
+    return max(float(example.rewards[shots == count].max() - example.rewards[shots == count].min()) for count in set(shots))

@@ -1,0 +1,99 @@
+"""What a training run leaves at its end: of each phase the best epoch as a checkpoint, and its curve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from leverplus.checkpoints import CheckpointInfo, save_checkpoint
+from leverplus.errors import TrainingDiverged
+from leverplus.files import Fence
+from pointer_trainer.curves import plot_training_curve
+from pointer_trainer.phases import Phase
+from pointer_trainer.train_config import TrainConfig
+from pointer_trainer.training_state import TrainingState
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """`checkpoints`: phase -> id, each holding its phase's best epoch. `checkpoint_id` is the one recommended, `metrics` and
+    `curve_path` are its own; `epochs` are all rows of metrics.jsonl."""
+
+    checkpoint_id: str
+    metrics: Mapping[str, Any]
+    curve_path: Path
+    epochs: Sequence[Mapping[str, Any]]
+    checkpoints: Mapping[str, str]
+
+
+def save_result(
+    phases: Sequence[Phase],
+    config: TrainConfig,
+    state: TrainingState,
+    info: CheckpointInfo,
+    checkpoint_folder: Path,
+    run_folder: Path,
+    fence: Fence,
+    logger: logging.Logger,
+) -> TrainResult:
+    """Saves checkpoint and curve of every phase that has a best epoch in `state`; `info` is theirs but for id, metrics, time."""
+    kept = [phase for phase in phases if phase.name in state.best]
+    # The earlier phase where they are equal.
+    recommended = max(kept, key=lambda phase: worth(state.best[phase.name], config))
+    rows = {phase.name: {**state.best[phase.name], "recommended": phase is recommended} for phase in kept}
+    # The first phase's comes last: where it lies, the run came to its end.
+    for phase in reversed(kept):
+        of_phase = [row for row in state.rows if row["phase"] == phase.name]
+        plot_training_curve(of_phase, rows[phase.name]["epoch"], _curve_path(run_folder, phase), fence=fence)
+        _save(checkpoint_of(checkpoint_folder, phase), phase, rows[phase.name], state, info, fence)
+    checkpoints = {phase.name: checkpoint_of(checkpoint_folder, phase).name for phase in kept}
+    if len(kept) > 1:
+        name = "held_out_rce" if config.keep_epoch == "loss" else "held_out_expected_reward"
+        compared = ", ".join(f"{name} {row[name]:.4f} after {phase}" for phase, row in rows.items())
+        logger.info("recommended is %s: %s", checkpoints[recommended.name], compared)
+    return TrainResult(
+        checkpoint_id=checkpoints[recommended.name],
+        metrics=rows[recommended.name],
+        curve_path=_curve_path(run_folder, recommended),
+        epochs=state.rows,
+        checkpoints=dict(checkpoints),
+    )
+
+
+def with_the_best_kept(
+    error: TrainingDiverged, folder: Path, phase: Phase, state: TrainingState, info: CheckpointInfo, fence: Fence
+) -> TrainingDiverged:
+    """The error, saying where the best epoch before it is kept; a resumed run that diverges again finds it there."""
+    best = state.best.get(phase.name)
+    if best is None:
+        return TrainingDiverged(f"{error}; no epoch was finished before, so nothing is kept", **error.context, kept=None)
+    kept = folder.with_name(f"{folder.name}-epoch-{best['epoch']}")
+    if not kept.exists():
+        _save(kept, phase, best, state, info, fence)
+    told = f"{error}; the best epoch before, {best['epoch']}, is kept as checkpoint {kept.name}"
+    return TrainingDiverged(told, **error.context, kept=kept.name)
+
+
+def worth(row: Mapping[str, Any], config: TrainConfig) -> float:
+    """What an epoch is kept for: the larger the better."""
+    return -row["held_out_rce"] if config.keep_epoch == "loss" else row["held_out_expected_reward"]
+
+
+def checkpoint_of(folder: Path, phase: Phase) -> Path:
+    """The folder of the phase's checkpoint; the first phase's is `folder` itself."""
+    return folder.with_name(folder.name + phase.suffix)
+
+
+def _save(folder: Path, phase: Phase, row: Mapping[str, Any], state: TrainingState, info: CheckpointInfo, fence: Fence) -> None:
+    tensors = {name: tensor.float().numpy() for name, tensor in state.best_weights(phase.name).items()}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    save_checkpoint(folder, tensors, replace(info, checkpoint_id=folder.name, metrics=row, created_at=now), fence=fence)
+
+
+def _curve_path(run_folder: Path, phase: Phase) -> Path:
+    # Sorted by name, the first phase's comes first.
+    return run_folder / f"training_curve{phase.suffix.replace('-', '_')}.png"
