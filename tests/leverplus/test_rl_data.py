@@ -18,7 +18,7 @@ from leverplus.errors import Conflict, FingerprintMismatch, IdOutsidePool, Inval
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.metric import metric_fingerprint
-from leverplus.rl_data import Candidate, QueryRecord, inspect, iter_records, merge_duplicates, read, read_dropping_invalid, write
+from leverplus.rl_data import Candidate, QueryRecord, inspect, merge_duplicates, read, read_dropping_invalid, stream, write
 
 FINGERPRINT = Fingerprint(metric=metric_fingerprint())
 
@@ -136,7 +136,7 @@ def test_forms_are_told_apart_by_content(tmp_path: Path) -> None:
 
 def test_ndjson_is_streamed(tmp_path: Path) -> None:
     lines = json.dumps({"_meta": {}}) + "\n" + ndjson({"7": entry(row([10]), pool=[10])}) + "torn {"
-    records = iter_records(put(tmp_path, lines, "rl.ndjson"))
+    records = stream(put(tmp_path, lines, "rl.ndjson")).records
     assert next(records).query_id == 7
     with pytest.raises(InvalidRlData, match="line 3: not JSON"):
         next(records)
@@ -591,7 +591,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, records: list[QueryRecord]
     assert data.records == records
     assert data.fingerprint == FINGERPRINT
     assert data.meta == meta
-    assert list(iter_records(tmp_path / name)) == records
+    assert list(stream(tmp_path / name).records) == records
 
 
 @given(st.data(), st.lists(st.integers(0, 60), min_size=1, max_size=8, unique=True), st.booleans())

@@ -14,7 +14,7 @@ from leverplus.errors import Conflict, IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
 from leverplus.rl_data.reading import Notes, ids_of_row, read_entry, read_source, require_dataset, rows_of
 from leverplus.rl_data.records import Candidate, RlData, merge_duplicates
-from leverplus.rl_data.sources import open_source
+from leverplus.rl_data.sources import BestInfoScore, open_source
 from leverplus.rl_data.validation import Place, check_record, conflict_in, refuse_file
 
 _ROWS = "pointer_candidates"
@@ -37,14 +37,16 @@ class Dropped:
         self.reasons[_without_values(str(error).removeprefix(place))] += rows
 
 
-def read_dropping_invalid(path: Path | str, dataset: Dataset | None = None) -> tuple[RlData, Dropped]:
+def read_dropping_invalid(
+    path: Path | str, dataset: Dataset | None = None, *, best_info_score: BestInfoScore | None = None
+) -> tuple[RlData, Dropped]:
     """`read` without the candidates and queries that it would refuse, and what they were.
 
     A query goes with its fields, its pool, or its last candidate; of rows of one pointer that contradict each other all go.
     Refused as in `read`: what is no JSON (NaN and Infinity apart, which make a value invalid), another dataset by its
     fingerprint, a file with nothing valid in it. `_meta.dropped_as_invalid` of the result says what was left out.
     """
-    source = open_source(Path(path), non_finite=True)
+    source = open_source(Path(path), non_finite=True, best_info_score=best_info_score)
     require_dataset(source, dataset)
     dropped = Dropped()
     kept: dict[str, Any] = {}

@@ -2,7 +2,7 @@
 
 Two dialects of the reference: `pointer` holds item ids; or, where `pointer_global` stands beside it, positions in
 `candidate_pool_ids`, and the ids are in `pointer_global`. `pointer_pos` may add the positions to the first. The mode
-"vqaEval" is "file". What is stated twice must agree.
+"vqaEval" is "file". What is stated twice must agree. Legacy InfoScore files are turned into the first dialect by `sources`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from leverplus.dataset import Dataset
 from leverplus.errors import Conflict
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
+from leverplus.rl_data.legacy import is_legacy
 from leverplus.rl_data.records import (
     CANDIDATE_FIELDS,
     SCORE_FIELDS,
@@ -30,7 +31,7 @@ from leverplus.rl_data.records import (
     RlData,
     merge_duplicates,
 )
-from leverplus.rl_data.sources import META, Source, open_source
+from leverplus.rl_data.sources import META, BestInfoScore, Source, open_source
 from leverplus.rl_data.validation import (
     MODES,
     Place,
@@ -61,36 +62,52 @@ class Notes:
     ignored_fields: Counter[str] = field(default_factory=Counter[str])
 
 
-def read(path: Path | str, dataset: Dataset | None = None, *, name: str | None = None) -> RlData:
+@dataclass(frozen=True)
+class RlStream:
+    """A file whose records are read as they are asked for, once. `meta` and `fingerprint` as in RlData."""
+
+    meta: Mapping[str, Any]
+    fingerprint: Fingerprint
+    records: Iterator[QueryRecord]
+
+
+def read(
+    path: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    name: str | None = None,
+    best_info_score: BestInfoScore | None = None,
+) -> RlData:
     """The whole file, every record checked; with `dataset`, ids and the dataset fingerprint are checked against it.
 
     Raises NotFound, FingerprintMismatch, InvalidRlData and IdOutsidePool; the last two name the file, and query and field
     where one is at fault. Rows of one ordered pointer are merged; scores of rows whose mode is "error" become None. Logs a
-    warning where modes are unknown. `name`: what errors call the file, its path otherwise.
+    warning where modes are unknown. `name`: what errors call the file, its path otherwise. `best_info_score`: which InfoScore
+    was the best for the code that wrote a legacy file, which is refused without.
     """
-    source = open_source(Path(path), None if name is None else Path(name))
+    source = open_source(Path(path), None if name is None else Path(name), best_info_score=best_info_score)
     return read_source(source, dataset)
 
 
 def read_source(source: Source, dataset: Dataset | None = None) -> RlData:
     """`read` of an opened file."""
-    records = list(_records(source, dataset, Notes()))
-    unknown = sum(candidate.vqa_eval_mode == "unknown" for record in records for candidate in record.candidates)
-    if unknown:
-        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
-    return RlData(file_meta(source), file_fingerprint(source), records)
+    return RlData(file_meta(source), file_fingerprint(source), list(_warning_of_unknown(source, dataset)))
 
 
-def iter_records(path: Path | str, dataset: Dataset | None = None) -> Iterator[QueryRecord]:
-    """The records one at a time, checked as in `read`. NDJSON is streamed; a JSON file is parsed whole first.
-
-    An error in a later query is raised when that query is reached.
-    """
-    return _records(open_source(Path(path)), dataset, Notes())
+def stream(
+    path: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    name: str | None = None,
+    best_info_score: BestInfoScore | None = None,
+) -> RlStream:
+    """`read` a record at a time, in memory that does not grow with the file; an error in a later query comes when it is reached."""
+    source = open_source(Path(path), None if name is None else Path(name), best_info_score=best_info_score)
+    return RlStream(file_meta(source), file_fingerprint(source), _warning_of_unknown(source, dataset))
 
 
 def read_with_notes(source: Source, notes: Notes) -> Iterator[QueryRecord]:
-    """`iter_records` on an opened file, telling `notes` what was merged, dropped and ignored."""
+    """The records of an opened file one at a time, telling `notes` what was merged, dropped and ignored."""
     return _records(source, None, notes)
 
 
@@ -102,6 +119,15 @@ def file_fingerprint(source: Source) -> Fingerprint:
 def file_meta(source: Source) -> dict[str, Any]:
     """The rest of `_meta`."""
     return {key: value for key, value in source.meta.items() if key not in _RESERVED_META}
+
+
+def _warning_of_unknown(source: Source, dataset: Dataset | None) -> Generator[QueryRecord]:
+    unknown = 0
+    for record in _records(source, dataset, Notes()):
+        unknown += sum(candidate.vqa_eval_mode == "unknown" for candidate in record.candidates)
+        yield record
+    if unknown:
+        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
 
 
 def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
@@ -159,11 +185,11 @@ def read_entry(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId
 
 def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entry's scored pointers, each an object."""
-    if "id_list" in entry and "score_list" in entry:
+    if is_legacy(entry):
         raise place.refuse(
             "id_list",
-            "this is a legacy InfoScore file (id_list and score_list), which is not read; "
-            "score its pointers anew to get a file with pointer_candidates",
+            "this is a legacy InfoScore file (id_list and score_list), and it does not say whether its highest or its lowest scores "
+            "are the best; `leverplus rl convert --best-info-score highest|lowest` reads it",
         )
     rows = entry.get("pointer_candidates")
     if not isinstance(rows, list):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import msgspec
 import orjson
 
 from leverplus.errors import InvalidRlData, NotFound
+from leverplus.rl_data.legacy import from_legacy, is_legacy
 from leverplus.rl_data.validation import Place, describe, refuse_file
 
 FORMAT = "leverplus-rl"
@@ -19,13 +22,18 @@ VERSION = 1
 META = "_meta"
 
 Form = Literal["json", "ndjson"]
+BestInfoScore = Literal["highest", "lowest"]
+
+_DIVIDER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True)
 class Source:
-    """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time.
+    """An opened RL file, whose queries are read one at a time, however often they are asked for.
 
-    `name` is what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read."""
+    `whole` is the object of a JSON file, its values still text in the mapped file where they can be; None for NDJSON. `name` is what
+    errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read. `best_info_score`: legacy
+    entries are translated."""
 
     path: Path
     name: Path
@@ -33,27 +41,61 @@ class Source:
     meta: Mapping[str, Any]
     whole: Mapping[str, Any] | None
     non_finite: bool = False
+    best_info_score: BestInfoScore | None = None
 
     def entries(self) -> Generator[tuple[str, dict[str, Any]]]:
         """(query id as written, fields of the query), in file order."""
+        for key, entry, _ in self.placed_entries():
+            yield key, entry
+
+    def placed_entries(self) -> Generator[tuple[str, dict[str, Any], str | int]]:
+        """`entries`, each with its place: what `entry_at` takes to read it again."""
         if self.whole is not None:
-            for key, value in self.whole.items():
+            for key in self.whole:
                 if key != META:
-                    yield key, _require_object(Place(self.name, key), value)
+                    yield key, self.entry_at(key), key
             return
-        for number, line in _lines(self.path):
-            value = _parse(self.name, line, line=number, non_finite=self.non_finite)
-            if META not in value:
-                yield _line_key(self.name, number, value), value
-            elif number > 1 or len(value) > 1:
-                raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
+        offset = 0
+        with self.path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip() and (found := self._line(number, line)) is not None:
+                    yield *found, offset
+                offset += len(line)
+
+    def entry_at(self, place: str | int) -> dict[str, Any]:
+        """The fields of one query."""
+        if self.whole is not None:
+            where = Place(self.name, str(place))
+            return self._translated(where, _require_object(where, _parsed(self.name, self.whole[str(place)])))
+        with self.path.open("rb") as stream:
+            stream.seek(int(place))
+            found = self._line(0, stream.readline())
+        assert found is not None, "no place of an entry"
+        return found[1]
+
+    def _line(self, number: int, line: bytes) -> tuple[str, dict[str, Any]] | None:
+        value = _parse(self.name, line, line=number, non_finite=self.non_finite)
+        if META not in value:
+            key = _line_key(self.name, number, value)
+            return key, self._translated(Place(self.name, key), value)
+        if number > 1 or len(value) > 1:
+            raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
+        return None
+
+    def _translated(self, place: Place, entry: dict[str, Any]) -> dict[str, Any]:
+        if self.best_info_score is None or not is_legacy(entry):
+            return entry
+        return from_legacy(place, entry, 1 if self.best_info_score == "highest" else -1)
 
 
-def open_source(path: Path, name: Path | None = None, *, non_finite: bool = False) -> Source:
+def open_source(
+    path: Path, name: Path | None = None, *, non_finite: bool = False, best_info_score: BestInfoScore | None = None
+) -> Source:
     """Looks at the file's form and `_meta`. NotFound without a file; InvalidRlData if it is neither form.
 
-    A JSON file is loaded whole; of an NDJSON file only the beginning is read here. `name` is what errors call the file,
-    where its path means nothing to who sent it. `non_finite`: NaN and Infinity are left to whoever checks the values.
+    A JSON file is mapped and divided into its queries here, and not parsed further; of an NDJSON file only the beginning is read.
+    `name` is what errors call the file, where its path means nothing to who sent it. `non_finite`: NaN and Infinity are left to
+    whoever checks the values.
     """
     name = path if name is None else name
     if not path.exists():
@@ -63,11 +105,32 @@ def open_source(path: Path, name: Path | None = None, *, non_finite: bool = Fals
     if not path.is_file():
         raise refuse_file(name, "is not a file")
     if (first := _first_line_of_several(path, name, non_finite)) is not None:
-        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None, non_finite)
-    value = _parse(name, path.read_bytes(), non_finite=non_finite)
+        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None, non_finite, best_info_score)
+    value = _divided(path)
+    if value is None:
+        value = _parse(name, path.read_bytes(), non_finite=non_finite)
     if "query_id" in value or (META in value and len(value) == 1 and name.suffix in (".ndjson", ".jsonl")):
-        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None, non_finite)
-    return Source(path, name, "json", _check_meta(name, value.get(META)), value)
+        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None, non_finite, best_info_score)
+    return Source(path, name, "json", _check_meta(name, value.get(META)), value, non_finite, best_info_score)
+
+
+def _divided(path: Path) -> dict[str, msgspec.Raw] | None:
+    """The values of a JSON object as they stand in the file; None for anything else, which `_parse` then judges."""
+    try:
+        with path.open("rb") as stream:
+            # Not closed here: the values are views of it, and the last of them lets it go.
+            return _DIVIDER.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parsed(name: Path, value: Any) -> Any:
+    if not isinstance(value, msgspec.Raw):
+        return value
+    try:
+        return orjson.loads(memoryview(value))
+    except orjson.JSONDecodeError as exc:
+        raise refuse_file(name, f"not JSON: {exc}") from exc
 
 
 def _first_line_of_several(path: Path, name: Path, non_finite: bool) -> dict[str, Any] | None:
@@ -86,13 +149,6 @@ def _first_line_of_several(path: Path, name: Path, non_finite: bool) -> dict[str
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _lines(path: Path) -> Generator[tuple[int, bytes]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, line
-
-
 def _line_key(path: Path, number: int, value: Mapping[str, Any]) -> str:
     query_id = value.get("query_id")
     if isinstance(query_id, int) and not isinstance(query_id, bool):
@@ -104,6 +160,7 @@ def _line_key(path: Path, number: int, value: Mapping[str, Any]) -> str:
 
 
 def _check_meta(path: Path, meta: Any) -> Mapping[str, Any]:
+    meta = _parsed(path, meta)
     if meta is None:
         return {}
     if not isinstance(meta, dict):
