@@ -30,8 +30,8 @@ from leverplus.files import write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.metric import metric_fingerprint
-from leverplus.rl_data import Candidate, QueryRecord, write
 from leverplus.rewards import RewardConfig
+from leverplus.rl_data import Candidate, QueryRecord, read, write
 
 QUERIES, CANDIDATES, POOL, SHOTS = 50_000, 20, 64, 2
 ROWS, WIDTH, TOUCHED = 443_757, 512, 1_000
@@ -45,9 +45,7 @@ def made_up(queries: int, seed: int) -> Generator[QueryRecord]:
         pointers: set[tuple[ItemId, ...]] = set()
         while len(pointers) < CANDIDATES:
             pointers.add(tuple(random.sample(pool, SHOTS)))
-        yield QueryRecord(
-            ItemId(query), asked(query), pool, tuple(scored(pointer, random) for pointer in sorted(pointers))
-        )
+        yield QueryRecord(ItemId(query), asked(query), pool, tuple(scored(pointer, random) for pointer in sorted(pointers)))
 
 
 def asked(query: int) -> dict[str, Any]:
@@ -84,9 +82,11 @@ def write_files(folder: Path, queries: int, seed: int) -> None:
         write(folder / name, made_up(queries, seed), fingerprint=fingerprint, meta={})
 
 
-def resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return round(pages * resource.getpagesize() / 2**20, 1)
+def resident_mib() -> dict[str, float]:
+    """Own memory, and pages of files: shared with the page cache, and dropped when memory is short."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    found = {line[0]: int(line[1]) / 1024 for line in lines if line and line[0].startswith("Rss")}
+    return {"own": round(found["RssAnon:"], 1), "files": round(found["RssFile:"], 1)}
 
 
 def peak_mib() -> float:
@@ -96,12 +96,11 @@ def peak_mib() -> float:
 def load(path: Path) -> dict[str, Any]:
     """Runs in a fresh process."""
     from pointer_trainer.batches import build_examples
-    from pointer_trainer.jobs.train import read_for_training
 
     dataset = Dataset.open(path.parent / "dataset")
     before_mib = resident_mib()
-    start = time.perf_counter()
-    data = read_for_training(path, dataset)
+    start, start_cpu = time.perf_counter(), time.process_time()
+    data = read(path, dataset)
     read_s = time.perf_counter() - start
     read_mib = peak_mib()
     examples, counts = build_examples([data], RewardConfig())
@@ -111,6 +110,7 @@ def load(path: Path) -> dict[str, Any]:
         "queries": len(examples),
         "candidates": counts.candidates_used,
         "seconds": round(time.perf_counter() - start, 2),
+        "processor_seconds": round(time.process_time() - start_cpu, 2),
         "seconds_of_reading": round(read_s, 2),
         "resident_before_mib": before_mib,
         "peak_after_reading_mib": read_mib,
@@ -170,9 +170,9 @@ def main() -> None:
         write_embeddings(folder, arguments.seed)
         mapped = in_a_process("map", folder)
         print(
-            f"embeddings {mapped['shape']}: {mapped['resident_before_mib']:,.0f} MiB before, "
-            f"{mapped['resident_opened_mib']:,.0f} opened, {mapped['resident_after_touching_mib']:,.0f} after "
-            f"{mapped['rows_touched']:,} rows; the file has {mapped['file_mib']:,.0f}"
+            f"embeddings {mapped['shape']}, {mapped['file_mib']:,.0f} MiB; resident [MiB] before "
+            f"{mapped['resident_before_mib']}, opened {mapped['resident_opened_mib']}, after {mapped['rows_touched']:,} rows "
+            f"{mapped['resident_after_touching_mib']}"
         )
     command = f"python benchmarks/rl_load.py --queries {arguments.queries} --seed {arguments.seed}"
     content = {"command": command, "seed": arguments.seed, "machine": machine(), "commit": commit()}

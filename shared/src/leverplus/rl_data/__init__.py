@@ -1,6 +1,9 @@
 """RL JSON: scored pointers, a query at a time, in and out of files."""
 
-from leverplus.rl_data.cleaning import Dropped, read_dropping_invalid
+from leverplus.rl_data.cleaning import read_dropping_invalid
+from leverplus.rl_data.dropped import Dropped
+from leverplus.rl_data.filtering import Filter, filter_records
+from leverplus.rl_data.merging import merge_files
 from leverplus.rl_data.reading import RlStream, read, stream
 from leverplus.rl_data.records import Candidate, EvalMode, PoolSource, QueryRecord, RlData, merge_duplicates
 from leverplus.rl_data.report import inspect
@@ -10,12 +13,15 @@ __all__ = [
     "Candidate",
     "Dropped",
     "EvalMode",
+    "Filter",
     "PoolSource",
     "QueryRecord",
     "RlData",
     "RlStream",
+    "filter_records",
     "inspect",
     "merge_duplicates",
+    "merge_files",
     "read",
     "read_dropping_invalid",
     "stream",

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from leverplus.dataset import Dataset
 from leverplus.errors import Conflict, IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
+from leverplus.rl_data.dropped import Dropped
 from leverplus.rl_data.reading import Notes, ids_of_row, read_entry, read_source, require_dataset, rows_of
 from leverplus.rl_data.records import Candidate, RlData, merge_duplicates
 from leverplus.rl_data.sources import BestInfoScore, open_source
 from leverplus.rl_data.validation import Place, check_record, conflict_in, refuse_file
 
 _ROWS = "pointer_candidates"
-
-
-@dataclass
-class Dropped:
-    """What was left out. `reasons`: what was wrong, numbers written as N, and how many rows or queries it concerned."""
-
-    candidates: int = 0
-    queries: int = 0
-    reasons: Counter[str] = field(default_factory=Counter[str])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"candidates": self.candidates, "queries": self.queries, "reasons": dict(self.reasons.most_common())}
-
-    def count(self, error: InvalidRlData | IdOutsidePool, rows: int = 1) -> None:
-        """Counts what `error` refused; equal faults of different rows get one reason."""
-        place = f"{error.context['file']}: query {error.context['query']}: "
-        self.reasons[_without_values(str(error).removeprefix(place))] += rows
 
 
 def read_dropping_invalid(
@@ -60,7 +43,7 @@ def read_dropping_invalid(
             rows = _valid_rows(place, entry, has_pools, dataset, dropped)
         except InvalidRlData as exc:
             dropped.queries += 1
-            dropped.count(exc)
+            dropped.reasons[_reason(exc)] += 1
         else:
             kept[key] = {**entry, _ROWS: rows}
     if not kept:
@@ -81,8 +64,7 @@ def _valid_rows(
         try:
             candidate = _candidate(place, entry, row, has_pools, dataset)
         except (InvalidRlData, IdOutsidePool) as exc:
-            dropped.candidates += 1
-            dropped.count(exc)
+            dropped.leave_out(_reason(exc))
         else:
             valid.setdefault(candidate.pointer, []).append((row, candidate))
     kept: list[dict[str, Any]] = []
@@ -90,8 +72,7 @@ def _valid_rows(
         try:
             merge_duplicates(candidate for _, candidate in same)
         except Conflict as exc:
-            dropped.candidates += len(same)
-            dropped.count(conflict_in(place, exc), len(same))
+            dropped.leave_out(_reason(conflict_in(place, exc)), len(same))
         else:
             kept += [row for row, _ in same]
     if rows and not kept:
@@ -110,6 +91,8 @@ def _candidate(place: Place, entry: Mapping[str, Any], row: Any, has_pools: bool
     return record.candidates[0]
 
 
-def _without_values(reason: str) -> str:
-    lists = re.sub(r"\[\d+(, \d+)*\]", "[N]", reason)
+def _reason(error: InvalidRlData | IdOutsidePool) -> str:
+    """What was wrong, numbers written as N: equal faults of different rows have one reason."""
+    place = f"{error.context['file']}: query {error.context['query']}: "
+    lists = re.sub(r"\[\d+(, \d+)*\]", "[N]", str(error).removeprefix(place))
     return re.sub(r"(?<!\w)-?\d+(\.\d+)?(e-?\d+)?", "N", lists)

@@ -20,7 +20,9 @@ def from_legacy(place: Place, entry: Mapping[str, Any], sign: int) -> dict[str, 
     rows: list[dict[str, Any]] = []
     for index, (row, score) in enumerate(zip(ids, scores, strict=True)):
         if not isinstance(row, list) or not row or str(row[-1]) != place.query:
-            raise place.refuse(f"id_list[{index}]", f"is {describe(row)}, expected ids of which the last is the query, {place.query}")
+            raise place.refuse(
+                f"id_list[{index}]", f"is {describe(row)}, expected ids of which the last is the query, {place.query}"
+            )
         if isinstance(score, bool) or not isinstance(score, int | float):
             raise place.refuse(f"score_list[{index}]", f"is {describe(score)}, expected a number")
         rows.append({"pointer": row[:-1], "info_score": sign * score})
