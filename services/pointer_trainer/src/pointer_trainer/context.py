@@ -28,6 +28,8 @@ class JobContext:
     progress: Progress
     should_stop: Callable[[], bool]
     logger: logging.Logger
+    mlflow_uri: str | None = None
+    """Where training's metrics also go."""
 
     @property
     def suffix(self) -> str:

@@ -64,6 +64,7 @@ def run_job(
             progress=_ProgressWriter(jobs, lease).write,
             should_stop=pulse.should_stop,
             logger=log,
+            mlflow_uri=settings.mlflow_tracking_uri,
         )
         try:
             return _finish(job, context, pulse, jobs, lease, functions)

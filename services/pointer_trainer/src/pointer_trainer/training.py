@@ -32,6 +32,7 @@ from pointer_trainer.batches import QueryExample, RlBatch, build_examples, colla
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.curves import plot_training_curve
 from pointer_trainer.held_out import measure_held_out
+from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
 
@@ -68,12 +69,14 @@ def train(
     progress: Progress,
     should_stop: Callable[[], bool],
     logger: logging.Logger = _logger,
+    watchers: MetricsWriters = NOBODY,
 ) -> TrainResult:
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
+    `watchers` are given each row of metrics.jsonl as it is written.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
     Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end.
     """
@@ -116,6 +119,7 @@ def train(
         for row in _rce_epochs(config, model, train_examples, held_out, embeddings, progress, should_stop):
             rows.append({**row, **data_metrics})
             _write_metrics(run_folder / METRICS_FILE, rows)
+            watchers.write(rows[-1])
             if row["epoch"] > 0 and (not best or _worth(row, config) > _worth(best, config)):
                 best = rows[-1]
                 best_tensors = model.tensors()

@@ -18,8 +18,8 @@ class Filter:
     """Conditions that all must hold; None and False ask for nothing. Pools stay whole.
 
     Of a candidate: its `eval_modes`, `gen_methods`, `shots`; `no_fallback`: not scored by the fallback.
-    Of a group (the candidates of one query with equally many demonstrations; zero-shot rows are none, and stay as long as a group of
-    their query does), looked at after these:
+    Of a group (the candidates of one query with equally many demonstrations; zero-shot rows are none, and stay as long as a
+    group of their query does), looked at after these:
       `has_positive`: one of it has vqa_correct 1.
       `balanced` (low, high), 0 <= low <= high <= 1: the share of positives among its candidates of known correctness lies within.
       `down_sample`: a group outside `balanced` is brought within by leaving out as few as possible of the kind there are too many
@@ -39,9 +39,7 @@ class Filter:
 
     def __post_init__(self) -> None:
         if self.balanced is not None and not 0 <= self.balanced[0] <= self.balanced[1] <= 1:
-            raise InvalidConfig(
-                field="balanced", reason=f"is {self.balanced}, expected two shares from 0 to 1, the lower one first"
-            )
+            raise InvalidConfig(field="balanced", reason=f"is {self.balanced}, expected two shares in 0 to 1, the lower first")
         if self.down_sample and self.balanced is None:
             raise InvalidConfig(field="down_sample", reason="brings groups within the bounds of `balanced`, which is not stated")
 

@@ -13,7 +13,7 @@ def is_legacy(entry: Mapping[str, Any]) -> bool:
 
 
 def from_legacy(place: Place, entry: Mapping[str, Any], sign: int) -> dict[str, Any]:
-    """The entry with `pointer_candidates` instead; `sign` is -1 where the lowest scores were the best. InvalidRlData if it cannot be."""
+    """The entry with `pointer_candidates` instead, or InvalidRlData; `sign` is -1 where the lowest scores were the best."""
     ids, scores = (_list(place, entry, name) for name in ("id_list", "score_list"))
     if len(ids) != len(scores):
         raise place.refuse("score_list", f"has {len(scores)} scores for {len(ids)} lists of ids")

@@ -102,7 +102,7 @@ def stream(
     name: str | None = None,
     best_info_score: BestInfoScore | None = None,
 ) -> RlStream:
-    """`read` a record at a time, in memory that does not grow with the file; an error in a later query comes when it is reached."""
+    """`read` a record at a time, in bounded memory; an error in a later query comes when it is reached."""
     source = open_source(Path(path), None if name is None else Path(name), best_info_score=best_info_score)
     return RlStream(file_meta(source), file_fingerprint(source), _warning_of_unknown(source, dataset))
 
@@ -225,8 +225,8 @@ def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     if is_legacy(entry):
         raise place.refuse(
             "id_list",
-            "this is a legacy InfoScore file (id_list and score_list), and it does not say whether its highest or its lowest scores "
-            "are the best; `leverplus rl convert --best-info-score highest|lowest` reads it",
+            "this is a legacy InfoScore file (id_list and score_list), and it does not say whether its highest or its lowest "
+            "scores are the best; `leverplus rl convert --best-info-score highest|lowest` reads it",
         )
     rows = entry.get("pointer_candidates")
     if not isinstance(rows, list):

@@ -26,14 +26,14 @@ HISTOGRAM_BARS = 20
 def inspect(path: Path | str, reward: RewardConfig | None = None) -> dict[str, Any]:
     """Reads the file (refusing what `read` refuses) and counts; plain values, ready for JSON.
 
-    A positive is a candidate whose vqa_correct is 1. Shares are in [0, 1], None of nothing: `modes` of all candidates, `correct` of
-    those whose correctness is known. A query counts as all_correct or all_wrong where every candidate is known to be so, zero-shot
-    among them. `by_shots` has the same for groups, the candidates of one query with equally many demonstrations, which is where
-    rewards are compared: a group without two different rewards teaches a selector nothing (`groups_of_equal_rewards`).
-    `positives_per_query` and `by_shots[].positives_per_group` are number of positives -> how many have it.
-    `rewards`: by `reward` (default: hard_plus_soft), raw, without zero-shot rows. `pool_coverage`: which share of a query's pool is
-    in one of its pointers, and of all pools' distinct ids in any pointer. `duplicates` are rows that were merged into another of
-    the same ordered pointer, `same_set_other_order` pointers whose set of demonstrations another of their query has.
+    A positive is a candidate whose vqa_correct is 1. Shares are in [0, 1], None of nothing: `modes` of all candidates, `correct`
+    of those whose correctness is known. A query counts as all_correct or all_wrong where every candidate is known to be so,
+    zero-shot among them. `by_shots` has the same for groups, the candidates of one query with equally many demonstrations,
+    which is where rewards are compared: a group without two different rewards teaches a selector nothing
+    (`groups_of_equal_rewards`). `positives_per_query`, `positives_per_group`: number of positives -> how many have it.
+    `rewards`: by `reward` (default: hard_plus_soft), raw, without zero-shot rows. `pool_coverage`: which share of a query's pool
+    is in one of its pointers, and of all pools' distinct ids in any pointer. `duplicates` are rows that were merged into another
+    of the same ordered pointer, `same_set_other_order` pointers whose set of demonstrations another of their query has.
     """
     # Imported here: rewards needs the records of this package.
     from leverplus.rewards import RewardConfig

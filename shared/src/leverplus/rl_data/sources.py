@@ -31,9 +31,9 @@ _DIVIDER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 class Source:
     """An opened RL file, whose queries are read one at a time, however often they are asked for.
 
-    `whole` is the object of a JSON file, its values still text in the mapped file where they can be; None for NDJSON. `name` is what
-    errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read. `best_info_score`: legacy
-    entries are translated."""
+    `whole` is the object of a JSON file, its values still text in the mapped file where they can be; None for NDJSON. `name` is
+    what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read. `best_info_score`:
+    legacy entries are translated."""
 
     path: Path
     name: Path
