@@ -20,7 +20,7 @@ from leverplus.errors import Cancelled
 EXPERIMENT = "leverplus"
 JOB_TAG = "leverplus.job_id"
 ROWS_WAITING = 100
-CLOSE_WITHIN_S = 10.0
+CLOSE_WITHIN_S = 30.0
 
 End = Literal["FINISHED", "FAILED", "KILLED"]
 
