@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from leverplus.errors import InvalidConfig, InvalidPointer
 from leverplus.selector import PointerSelectorV3, SelectorConfig, tensor_shapes
+from leverplus.selector.attention import attend_to_pool
 from leverplus.selector.decoding import top_in_order
 
 torch.set_num_threads(1)
@@ -336,3 +337,39 @@ def test_what_serves_needs_no_torch():
         "assert 'torch' in sys.modules and 'pydantic' not in sys.modules and 'fastapi' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_without_projecting_the_pool_is_the_same_gradients_too(heads: int) -> None:
+    torch.manual_seed(heads)
+    attention = torch.nn.MultiheadAttention(8, heads, batch_first=True, dtype=torch.float64)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    torch.nn.init.normal_(attention.out_proj.bias)
+    query, pool = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 8), (3, 5, 8)))
+    pool_mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [False, True, False, False, False]])
+    leaves = [query, pool, *attention.parameters()]
+    stock = attention(query[:, None], pool, pool, key_padding_mask=~pool_mask, need_weights=False)[0][:, 0]
+    ours = attend_to_pool(attention, query, pool, pool_mask)
+    assert torch.allclose(ours, stock, atol=1e-12)
+    direction = torch.randn_like(ours)
+    expected = torch.autograd.grad((stock * direction).sum(), leaves)
+    found = torch.autograd.grad((ours * direction).sum(), leaves)
+    assert all(torch.allclose(one, other, atol=1e-12) for one, other in zip(found, expected, strict=True))
+
+
+def test_attention_dropout_weighs_the_value_bias_too() -> None:
+    torch.manual_seed(0)
+    attention = torch.nn.MultiheadAttention(4, 1, dropout=0.5, batch_first=True, dtype=torch.float64)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, pool = (torch.randn(*shape, dtype=torch.float64) for shape in ((1, 4), (1, 6, 4)))
+    everywhere = torch.ones(1, 6, dtype=torch.bool)
+    torch.manual_seed(1)
+    found = attend_to_pool(attention, query, pool, everywhere)
+    of_query, of_key, of_value = attention.in_proj_weight.chunk(3)
+    query_bias, key_bias, value_bias = attention.in_proj_bias.chunk(3)
+    scores = (of_query @ query[0] + query_bias) @ (pool[0] @ of_key.T + key_bias).T / 2
+    torch.manual_seed(1)
+    weights = torch.nn.functional.dropout(scores.softmax(0)[None, None], 0.5)[0, 0]
+    assert not torch.isclose(weights.sum(), torch.ones((), dtype=torch.float64))
+    expected = attention.out_proj(weights @ (pool[0] @ of_value.T + value_bias))
+    assert torch.allclose(found[0], expected, atol=1e-12)

@@ -21,6 +21,7 @@ class Recorder:
         self.gate = Event()
         self.failures: dict[str, Exception] = {}
         self.refused: dict[str, LeverPlusError] = {}
+        self.foreseen: list[list[int]] = []
         self.elsewhere: set[str] = set()
 
     def __call__(self, batch: Mapping[str, int]) -> dict[str, str | LeverPlusError]:
@@ -38,7 +39,12 @@ async def started(
     recorder: Recorder, *, batch_size: int = 4, capacity: int = 4, load: Callable[[], None] = lambda: None
 ) -> AsyncGenerator[BatchWorker[str, int, str]]:
     worker: BatchWorker[str, int, str] = BatchWorker(
-        recorder, load=load, batch_size=batch_size, capacity=capacity, order=lambda length: length
+        recorder,
+        load=load,
+        batch_size=batch_size,
+        capacity=capacity,
+        order=lambda length: length,
+        look_ahead=recorder.foreseen.append,
     )
     worker.start()
     try:
@@ -178,6 +184,7 @@ def test_a_batch_holds_the_oldest_and_its_neighbours() -> None:
             recorder.gate.set()
             assert len(await ticket.values()) == 5
         assert recorder.batches == [["first"], ["e1", "a2", "c2"], ["b0", "d0"]]
+        assert recorder.foreseen == [[0, 0]]
 
     asyncio.run(scenario())
 

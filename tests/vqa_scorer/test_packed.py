@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from leverplus.errors import GenerationFailed
+from leverplus.errors import GenerationFailed, InvalidInput
 from leverplus.prompts import Shot
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.packed import Memory, even_run
+from vqa_scorer.engines.pixels import Pixels
 from vqa_scorer.engines.prefixes import EncodedPrompt, ImageShape
 from vqa_scorer.engines.qwen2_5_vl import encode
 from vqa_scorer.engines.transformers import TransformersEngine
@@ -98,3 +100,41 @@ def test_a_prompt_that_never_fits_is_told(random_vlm: Path, tmp_path: Path, monk
     monkeypatch.setattr(decoder, "read", Narrow(decoder, 0))
     with pytest.raises(GenerationFailed, match="does not fit the device's memory"):
         engine.generate(prompts)
+
+
+def test_images_that_were_foreseen_are_decoded_once(random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, engine = prompts_and_engine(random_vlm, tmp_path)
+    packed = engine._packed
+    assert packed is not None
+    read, paths = packed._pixels.read, list[Path]()
+
+    def recorded(path: Path) -> Pixels:
+        paths.append(path)
+        return read(path)
+
+    monkeypatch.setattr(packed._pixels, "read", recorded)
+    engine.look_ahead(prompts)
+    assert paths == [], "on a processor nothing is read ahead"
+    monkeypatch.setattr(packed, "_readers", ThreadPoolExecutor(2))
+    absent = ScoringPrompt((), Shot(tmp_path / "absent.png", "which?"))
+    engine.look_ahead([*prompts, absent])
+    engine.look_ahead(prompts)
+    expected = engine.generate(prompts)
+    assert paths == [tmp_path / "red.png"]
+    engine.look_ahead(prompts)
+    assert engine.generate(prompts) == expected
+    assert paths == [tmp_path / "red.png"], "features are kept"
+    with pytest.raises(InvalidInput, match=r"absent\.png"):
+        engine.generate([absent])
+
+
+def test_no_more_is_read_ahead_than_may_be_held(random_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, engine = prompts_and_engine(random_vlm, tmp_path)
+    packed = engine._packed
+    assert packed is not None
+    monkeypatch.setattr(packed, "_readers", ThreadPoolExecutor(1))
+    monkeypatch.setattr("vqa_scorer.engines.packed.PIXELS_AHEAD", 2)
+    for name in "abcde":
+        Image.new("RGB", (64, 64), "blue").save(tmp_path / f"{name}.png")
+    engine.look_ahead([ScoringPrompt((), Shot(tmp_path / f"{name}.png", "which?")) for name in "abcde"])
+    assert len(packed._begun) == 2

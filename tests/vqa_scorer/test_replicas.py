@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from threading import Event
 from typing import Any
@@ -15,11 +15,13 @@ from fastapi import FastAPI
 from sqlalchemy import delete, event, func, select
 
 from leverplus.dataset import Dataset
+from leverplus.errors import GenerationFailed, LeverPlusError
 from leverplus.fingerprint import digest
 from leverplus.ids import ItemId
 from leverplus.store import ClaimStore, ScoreStore, open_store
 from leverplus.store.schema import score_claims
 from vqa_scorer.app import create_app
+from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.settings import ScorerSettings
 
@@ -140,6 +142,28 @@ def test_a_long_batch_keeps_its_claims_and_a_scorer_that_is_gone_does_not(
 
     asyncio.run(scenario())
     store.dispose()
+
+
+class Picky(EchoEngine):
+    """Has no answer behind item 2 that stands last."""
+
+    def generate(self, prompts: Sequence[ScoringPrompt]) -> list[str | LeverPlusError]:  # type: ignore[override]
+        texts = super().generate(prompts)
+        return [
+            GenerationFailed(prompts=1, reason="not this one") if prompt.demonstrations[-1].question[8] == "2" else text
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+def test_a_prompt_that_fails_alone_is_left_to_others_at_once(settings: ScorerSettings, running: Running) -> None:
+    async def scenario() -> None:
+        async with two(running, settings, Picky(), EchoEngine()) as (picky, other):
+            assert (await picky.post("/score", json=body(0, [1], [2]))).status_code == 500
+            assert await asyncio.to_thread(claims, settings) == 0
+            answer = (await other.post("/score", json=body(0, [1], [2]))).json()
+            assert answer["stats"]["cached"] == 1
+
+    asyncio.run(scenario())
 
 
 def test_a_batch_that_fails_releases_its_claims(settings: ScorerSettings, running: Running) -> None:

@@ -85,8 +85,8 @@ class BatchWorker(Generic[K, P, V]):
     `process` gets key -> prompt (at most `batch_size`, which `load` may change) and returns key -> value, or the error that
     concerns this key alone; for a key that it leaves out it is asked again a little later. Or it raises, and the whole batch has
     failed. `capacity` is the number of keys that may wait. `order` sorts prompts so that those which share work are neighbours:
-    batches are chosen by it, and the oldest prompt is always among them. `load_failed` is called with the reason when `load`
-    raised.
+    batches are chosen by it, and the oldest prompt is always among them. `look_ahead` is told, before a batch is worked on, what
+    will probably be in the next. `load_failed` is called with the reason when `load` raised.
     """
 
     def __init__(
@@ -97,8 +97,10 @@ class BatchWorker(Generic[K, P, V]):
         batch_size: int,
         capacity: int,
         order: Callable[[P], Any],
+        look_ahead: Callable[[list[P]], None] | None = None,
         load_failed: Callable[[str], None] | None = None,
     ) -> None:
+        self._look_ahead = look_ahead
         self._process = process
         self._load = load
         self.batch_size = batch_size
@@ -112,6 +114,7 @@ class BatchWorker(Generic[K, P, V]):
         self._waiting: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
         self._postponed: OrderedDict[K, _Work[K, P, V]] = OrderedDict()
         self._seconds_per_key = 0.0
+        self._next: list[_Work[K, P, V]] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -205,6 +208,8 @@ class BatchWorker(Generic[K, P, V]):
             if self._state == "loading":
                 self._state = "ready"
         while batch := self._take():
+            if self._look_ahead is not None and self._next:
+                self._look_ahead([work.prompt for work in self._next])
             self._work_on(batch)
 
     def _fail(self, reason: str) -> None:
@@ -233,12 +238,15 @@ class BatchWorker(Generic[K, P, V]):
     def _alike(self) -> list[_Work[K, P, V]]:
         """The oldest of what waits, and its neighbours."""
         window = list(islice(self._waiting.values(), self.batch_size * _WINDOW_BATCHES))
+        self._next = []
         if len(window) <= self.batch_size:
             return window
         oldest = window[0]
         window.sort(key=lambda work: self._order(work.prompt))
         start = min(window.index(oldest), len(window) - self.batch_size)
-        return window[start : start + self.batch_size]
+        stop = start + self.batch_size
+        self._next = (window[stop:] + window[:start])[: self.batch_size]
+        return window[start:stop]
 
     def _forget(self, key: K) -> None:
         self._waiting.pop(key, None)

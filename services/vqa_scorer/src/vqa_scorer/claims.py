@@ -54,7 +54,7 @@ class BatchClaims:
         try:
             yield won
         except Exception:
-            self._release(won)
+            self.release(won)
             raise
         finally:
             ended.set()
@@ -76,7 +76,9 @@ class BatchClaims:
             except DBAPIError as exc:
                 logger.warning("claims on %d keys were not renewed: %s", len(keys), exc.orig)
 
-    def _release(self, keys: list[WorkKey]) -> None:
+    def release(self, keys: Iterable[WorkKey]) -> None:
+        """Leaves keys to others; where that cannot be said now, they expire."""
+        keys = list(keys)
         try:
             for (dataset, kind), own in grouped(keys).items():
                 self._store.release(dataset, self._generation_digest, kind, own)

@@ -18,7 +18,7 @@ from leverplus.store import ScoreKey, ScoreStore
 from vqa_scorer.answering import make_fingerprint, make_response
 from vqa_scorer.batching import BatchWorker, Ticket
 from vqa_scorer.claims import BatchClaims
-from vqa_scorer.engines import Counting, Engine
+from vqa_scorer.engines import Counting, Engine, LooksAhead
 from vqa_scorer.metrics import ScorerMetrics
 from vqa_scorer.planning import OpenDatasets, ReadableImages, ScorePlan, build_prompts, plan_request
 from vqa_scorer.streaming import Prepared, ScoreStream
@@ -67,6 +67,7 @@ class ScoringService:
             batch_size=batch_size or 1,
             capacity=queue_size,
             order=order,
+            look_ahead=self._look_ahead,
             load_failed=load_failed,
         )
         self.metrics = ScorerMetrics(
@@ -200,6 +201,10 @@ class ScoringService:
         # Nobody waits longer than the deadline for a batch: past it, others may try.
         self._claims = BatchClaims(self._store, self._generation_digest, expiry_s=self._claim_expiry_s, limit_s=self.deadline_s)
 
+    def _look_ahead(self, tasks: list[Task]) -> None:
+        if isinstance(self._engine, LooksAhead):
+            self._engine.look_ahead([task.prompt for task in tasks])
+
     def _process(self, batch: Mapping[WorkKey, Task]) -> dict[WorkKey, Outcome | LeverPlusError]:
         """What is committed of a batch, and why some of it failed; without the keys that another scorer on the store is making.
 
@@ -212,6 +217,8 @@ class ScoringService:
             if pending:
                 with self._claims.held(pending) as won:
                     failed = self._make({key: batch[key] for key in won})
+                if failed:
+                    self._claims.release(failed)
                 # Another scorer may have committed a key first: what the store holds is the score.
                 outcomes = {**failed, **self._committed(batch)}
         except OperationalError as exc:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from leverplus.checkpoints import load_checkpoint
 from leverplus.errors import InvalidConfig, InvalidPointer
+from leverplus.selector.attention import attend_to_pool
 from leverplus.selector.config import CHOSEN_LOGIT, SelectorConfig
 from leverplus.selector.decoding import Beams, Encoded, Samples, Selection, beam_search, greedy, sample
 
@@ -64,8 +65,7 @@ class PointerSelectorV3(nn.Module):
         state = self.input_proj(query)
         keys = self.input_proj(candidates)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
-            attended, _ = attention(state.unsqueeze(1), keys, keys, key_padding_mask=~pool_mask, need_weights=False)
-            state = norm(attended.squeeze(1) + state)
+            state = norm(attend_to_pool(cast(nn.MultiheadAttention, attention), state, keys, pool_mask) + state)
         return Encoded(
             nn.functional.normalize(self.query_proj(self.dropout(state)), dim=-1),
             nn.functional.normalize(self.cand_proj(self.dropout(keys)), dim=-1),

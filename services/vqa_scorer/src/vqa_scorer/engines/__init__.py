@@ -64,6 +64,15 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An engine that can make use of knowing what will probably be asked next."""
+
+    def look_ahead(self, prompts: Sequence[ScoringPrompt]) -> None:
+        """Returns at once, and raises nothing: what is wrong with a prompt is said when it is asked."""
+        ...
+
+
 EnginePhase = Literal["images", "read", "decode"]
 
 

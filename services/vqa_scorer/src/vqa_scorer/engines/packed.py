@@ -8,8 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 PATCHES_PER_PASS = 65_536
 """Of images that go through the vision tower together: 41 of 480 × 640 pixels."""
+PIXELS_AHEAD = 1024
+"""Images that may be decoded before their prompts are asked: about 1 MB each."""
 _SHARE_OF_A_PASS = 0.3
 _SHARE_OF_A_BATCH = 0.5
 """Of the memory that is free beside full caches; what is left over is for logits and fragments."""
@@ -108,6 +110,7 @@ class PackedQwen:
         # On a processor the preparation would take the cores from the model.
         threads = min(16, os.cpu_count() or 1) if device.type == "cuda" else 0
         self._readers = ThreadPoolExecutor(threads, thread_name_prefix="image") if threads else None
+        self._begun: dict[FileVersion, Future[Pixels]] = {}
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="prompt") if threads else None
         self.counts = EngineCounts()
         self._patches_a_pass = PATCHES_PER_PASS
@@ -161,9 +164,11 @@ class PackedQwen:
                 missing[path] = version
             else:
                 images[path] = kept
-        read = self._readers.map if self._readers is not None else map
-        for (path, version), pixels in zip(missing.items(), read(self._pixels.read, missing), strict=True):
-            images[path] = Decoded(version, pixels)
+        for path, version in missing.items():
+            self._begin_to_read(path, version)
+        for path, version in missing.items():
+            begun = self._begun.pop(version, None)
+            images[path] = Decoded(version, begun.result() if begun is not None else self._pixels.read(path))
         encoded: list[EncodedPrompt] = []
         token_ids = self._token_ids([self._text(prompt) for prompt in prompts])
         for prompt, own, ids in zip(prompts, paths, token_ids, strict=True):
@@ -173,6 +178,27 @@ class PackedQwen:
                 )
             encoded.append(encode(ids, [images[path].shape for path in own], self._decoder.image_token))
         return encoded, list(images.values())
+
+    def look_ahead(self, prompts: Sequence[ScoringPrompt]) -> None:
+        """Begins to decode the images of prompts that will come next, as many as PIXELS_AHEAD allows; nothing on a processor."""
+        if self._readers is None:
+            return
+        for path in dict.fromkeys(shot.image for prompt in prompts for shot in (*prompt.demonstrations, prompt.query)):
+            if len(self._begun) >= PIXELS_AHEAD:
+                return
+            # A file that is missing is told of when its prompt is asked.
+            with suppress(InvalidInput):
+                version = file_version(path)
+                if self._features.get(version) is None:
+                    self._begin_to_read(path, version)
+
+    def _begin_to_read(self, path: Path, version: FileVersion) -> None:
+        """On a thread; on a processor it would take the cores from the model, so there an image is read when it is needed."""
+        if self._readers is not None and version not in self._begun:
+            self._begun[version] = self._readers.submit(self._pixels.read, path)
+            while len(self._begun) > 2 * PIXELS_AHEAD:
+                # What was foreseen and never came.
+                self._begun.pop(next(iter(self._begun)), None)
 
     def _features_of(self, images: Sequence[ImageFeatures | Decoded]) -> dict[ImageShape, Tensor]:
         """Features of images, the decoded ones through the vision tower, so many at a time as its memory allows."""

@@ -122,6 +122,11 @@ class TransformersEngine:
         """Raw texts in the order of `prompts`; InvalidInput names an image that cannot be read."""
         return self._loaded.generate(prompts)
 
+    def look_ahead(self, prompts: Sequence[ScoringPrompt]) -> None:
+        """Begins to decode the images of prompts that will come next, on a GPU."""
+        if self._packed is not None:
+            self._packed.look_ahead(prompts)
+
     has_probabilities = True
 
     def answer_probabilities(self, prompts: Sequence[ScoringPrompt], answers: Sequence[Sequence[str]]) -> list[list[float]]:
