@@ -50,11 +50,12 @@ def inspect_command(
         return
     by_shots: dict[str, dict[str, Any]] = report["by_shots"]
     shown = {name: value for name, value in report.items() if name not in ("by_shots", "warnings")}
+    shown["rewards"] = {name: value for name, value in report["rewards"].items() if name != "histogram"}
     print_table(str(source), ("what", "found"), ((name, _readable(value)) for name, value in shown.items()))
     if by_shots:
         names = list(next(iter(by_shots.values())))
-        rows = ((shots, *(_readable(group[name]) for name in names)) for shots, group in by_shots.items())
-        print_table("by number of shots", ("shots", *names), rows)
+        rows = ((name, *(_readable(group[name]) for group in by_shots.values())) for name in names)
+        print_table("by number of shots", ("shots", *by_shots), rows)
     for warning in report["warnings"]:
         print(f"warning: {warning}")
 
