@@ -118,16 +118,16 @@ def test_a_client_that_fails_is_warned_about_once(monkeypatch: pytest.MonkeyPatc
 def mlflow_url(tmp_path: Path) -> Generator[str]:
     """A real server on a free port, or a skip that says what it needs."""
     pytest.importorskip("mlflow", reason="mlflow-skinny is not installed")
-    pytest.importorskip("flask_cors", reason="the MLflow server needs flask and flask-cors")
+    pytest.importorskip("flask_cors", reason="the MLflow server needs flask, flask-cors and graphene")
     port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/mlflow.sqlite",
-        "--default-artifact-root",
-        str(tmp_path / "artifacts"),
-    ]
-    variables = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # The server's own application; `mlflow server` adds to it what needs pandas.
+    command = [sys.executable, "-m", "flask", "--app", "mlflow.server:app", "run", "--port", str(port)]
+    variables = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{tmp_path}/mlflow.sqlite",
+        "_MLFLOW_SERVER_ARTIFACT_ROOT": str(tmp_path / "artifacts"),
+    }
     with (tmp_path / "server.log").open("wb") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=variables, stdout=log, stderr=log, start_new_session=True)
     url = f"http://127.0.0.1:{port}"
