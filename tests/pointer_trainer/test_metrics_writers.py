@@ -45,7 +45,7 @@ def test_event_files_hold_the_numbers_of_every_row(tmp_path: Path) -> None:
     with open_writers("job-1", {}, tmp_path, None, LOGGER) as writers:
         for row in ROWS:
             writers.write(row)
-    assert scalars(tmp_path / "tensorboard") == {
+    assert scalars(tmp_path / "tensorboard" / "rce") == {
         "rce/epoch": [(0, 0.0), (4, 1.0)],
         "rce/held_out_rce": [(0, 2.5), (4, 2.0)],
         "rce/train_loss": [(4, 1.5)],
@@ -57,7 +57,17 @@ def test_a_run_that_starts_again_supersedes_the_one_before(tmp_path: Path) -> No
         with open_writers("job-1", {}, tmp_path, None, LOGGER) as writers:
             writers.write({**ROWS[1], "held_out_rce": loss})
         time.sleep(1.1)  # event files are named, and read in the order of, the second they were made in
-    assert scalars(tmp_path / "tensorboard")["rce/held_out_rce"] == [(4, 1.0)]
+    assert scalars(tmp_path / "tensorboard" / "rce")["rce/held_out_rce"] == [(4, 1.0)]
+
+
+def test_a_run_that_goes_on_in_a_later_phase_leaves_the_one_before(tmp_path: Path) -> None:
+    """Steps are counted anew in each phase: GRPO's step 0 supersedes none of RCE's."""
+    for row in (ROWS[1], {**ROWS[0], "phase": "grpo"}):
+        with open_writers("job-1", {}, tmp_path, None, LOGGER) as writers:
+            writers.write(row)
+        time.sleep(1.1)
+    assert scalars(tmp_path / "tensorboard" / "rce")["rce/held_out_rce"] == [(4, 2.0)]
+    assert scalars(tmp_path / "tensorboard" / "grpo")["grpo/held_out_rce"] == [(0, 2.5)]
 
 
 def test_event_files_that_cannot_be_written_are_warned_about_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,7 +55,7 @@ NOBODY = MetricsWriters()
 def open_writers(
     job_id: str, config: Mapping[str, Any], run_folder: Path, mlflow_uri: str | None, logger: logging.Logger
 ) -> Generator[MetricsWriters]:
-    """Event files below `run_folder`/tensorboard where tensorboard is installed, and MLflow where it is named."""
+    """Event files below `run_folder`/tensorboard/<phase> where tensorboard is installed, and MLflow where it is named."""
     writers: list[MetricsWriter] = [TensorBoardWriter(run_folder / "tensorboard", logger)]
     if mlflow_uri is not None:
         writers.append(MlflowWriter(mlflow_uri, job_id, config, logger))
@@ -72,26 +72,28 @@ def open_writers(
 
 
 class TensorBoardWriter:
-    """One event file a run, made with its first row; what an earlier run of the job wrote from that step on is superseded."""
+    """One event file a run and phase, made with its first row; what an earlier run of the job wrote of the phase from that step
+    on is superseded. Phases have folders of their own, because each counts its steps from 0."""
 
     def __init__(self, folder: Path, logger: logging.Logger) -> None:
         self._folder = folder
         self._logger = logger
-        self._writer: Any = None
+        self._writers: dict[str, Any] = {}
         self._is_off = False
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self._is_off:
             return
         try:
-            if self._writer is None:
+            if (writer := self._writers.get(row["phase"])) is None:
                 # An extra, and slow to import: not before there is something to write.
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self._folder), purge_step=row["step"])
+                writer = SummaryWriter(str(self._folder / row["phase"]), purge_step=row["step"])
+                self._writers[row["phase"]] = writer
             for name, value in numbers_of(row).items():
-                self._writer.add_scalar(name, value, row["step"])
-            self._writer.flush()
+                writer.add_scalar(name, value, row["step"])
+            writer.flush()
         except ModuleNotFoundError:
             self._is_off = True
             self._logger.info("no TensorBoard event files: tensorboard is not installed (leverplus-pointer-trainer[tensorboard])")
@@ -100,12 +102,11 @@ class TensorBoardWriter:
             self._logger.warning("no more TensorBoard event files: %s", exc)
 
     def close(self, end: End) -> None:
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except OSError as exc:
-            self._logger.warning("the TensorBoard event file is incomplete: %s", exc)
+        for writer in self._writers.values():
+            try:
+                writer.close()
+            except OSError as exc:
+                self._logger.warning("the TensorBoard event file is incomplete: %s", exc)
 
 
 class MlflowWriter:
