@@ -216,6 +216,33 @@ def test_rl_files_inspected_converted_filtered_and_merged(tmp_path: Path) -> Non
     assert [(each.query_id, len(each.candidates)) for each in read(merged).records] == [(7, 1), (8, 3), (9, 3)]
 
 
+def test_rl_commands_answer_json_and_draw(tmp_path: Path) -> None:
+    source, target, plot = tmp_path / "rl.json", tmp_path / "kept.ndjson", tmp_path / "rl.png"
+    records = [record(9, candidate(0), candidate(1)), record(8, candidate(0), candidate(1, accuracy=0.0))]
+    write(source, records, fingerprint=Fingerprint(metric={"v": 1}), meta={})
+    answer = leverplus("rl", "inspect", source, "--plot", plot, data=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    assert "by number of shots" in answer.stdout
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    answer = leverplus("rl", "filter", source, target, "--balanced", "0.4-0.6", "--json", data=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    told = json.loads(answer.stdout)
+    assert (told["queries"], told["candidates"], told["dropped"]["candidates"]) == (1, 2, 2)
+    assert read(target).meta["filtered"] == [{"balanced": [0.4, 0.6]}]
+    assert_one_line_error(leverplus("rl", "filter", source, target, "--balanced", "half", data=tmp_path), "0.4-0.6")
+    legacy = tmp_path / "legacy.json"
+    legacy.write_text(json.dumps({"7": {"id_list": [[1, 7]], "score_list": [-0.5]}}))
+    assert_one_line_error(leverplus("rl", "convert", legacy, target, data=tmp_path), "--info-score")
+    answer = leverplus("rl", "convert", legacy, target, "--info-score", "lower", "--json", data=tmp_path)
+    assert json.loads(answer.stdout) == {
+        "file": str(target),
+        "queries": 1,
+        "candidates": 1,
+        "dropped": {"candidates": 0, "queries": 0, "reasons": {}},
+    }
+    assert read(target).records[0].candidates[0].info_score == 0.5
+
+
 def test_merge_refuses_what_does_not_belong_together(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.json" for name in "abc"]
     write(paths[0], [record(9, candidate(0))], fingerprint=Fingerprint(metric={"v": 1}), meta={})

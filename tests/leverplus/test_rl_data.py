@@ -14,12 +14,33 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
-from leverplus.errors import Conflict, FingerprintMismatch, IdOutsidePool, InvalidRlData, LeverPlusError, NotFound
+from leverplus.errors import (
+    Conflict,
+    FingerprintMismatch,
+    IdOutsidePool,
+    InvalidConfig,
+    InvalidRlData,
+    LeverPlusError,
+    NotFound,
+)
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.metric import metric_fingerprint
 from leverplus.rewards import RewardConfig, compute_rewards
-from leverplus.rl_data import Candidate, QueryRecord, inspect, iter_records, merge_duplicates, read, read_dropping_invalid, write
+from leverplus.rl_data import (
+    Candidate,
+    Dropped,
+    Filter,
+    QueryRecord,
+    filter_records,
+    inspect,
+    merge_duplicates,
+    merge_files,
+    read,
+    read_dropping_invalid,
+    stream,
+    write,
+)
 
 FINGERPRINT = Fingerprint(metric=metric_fingerprint())
 
@@ -137,10 +158,40 @@ def test_forms_are_told_apart_by_content(tmp_path: Path) -> None:
 
 def test_ndjson_is_streamed(tmp_path: Path) -> None:
     lines = json.dumps({"_meta": {}}) + "\n" + ndjson({"7": entry(row([10]), pool=[10])}) + "torn {"
-    records = iter_records(put(tmp_path, lines, "rl.ndjson"))
+    records = stream(put(tmp_path, lines, "rl.ndjson")).records
     assert next(records).query_id == 7
     with pytest.raises(InvalidRlData, match="line 3: not JSON"):
         next(records)
+
+
+LEGACY = {"7": {"id_list": [[30, 10, 7], [20, 7], [7]], "score_list": [-0.5, 0.25, 0.0]}}
+
+
+@pytest.mark.parametrize(("best", "scores"), [("higher", [-0.5, 0.25, 0.0]), ("lower", [0.5, -0.25, 0.0])])
+@pytest.mark.parametrize("name", ["rl.json", "rl.ndjson"])
+def test_a_legacy_file_is_read_once_its_best_scores_are_named(tmp_path: Path, best: Any, scores: list[float], name: str) -> None:
+    path = put(tmp_path, LEGACY if name == "rl.json" else ndjson(LEGACY), name)
+    with pytest.raises(InvalidRlData, match="--info-score"):
+        read(path)
+    (record,) = read(path, info_score=best).records
+    assert [candidate.pointer for candidate in record.candidates] == [(30, 10), (20,), ()]
+    assert [candidate.info_score for candidate in record.candidates] == scores
+    assert {candidate.vqa_eval_mode for candidate in record.candidates} == {"unknown"}
+    assert (record.candidate_pool_ids, record.pool_source) == ((10, 20, 30), "from_pointers")
+
+
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        ({"id_list": [[1, 8]], "score_list": [0.1]}, r"id_list\[0\].*last is the query, 7"),
+        ({"id_list": [[1, 7]], "score_list": [0.1, 0.2]}, "2 scores for 1"),
+        ({"id_list": [[1, 7]], "score_list": ["0.1"]}, r"score_list\[0\].*'0.1'"),
+        ({"id_list": 3, "score_list": []}, "id_list.*expected a list"),
+    ],
+)
+def test_a_legacy_entry_that_is_none_is_refused(tmp_path: Path, bad: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidRlData, match=named):
+        read(put(tmp_path, {"7": bad}), info_score="higher")
 
 
 # What is refused
@@ -190,7 +241,7 @@ BAD_ENTRIES: list[tuple[str, Any, str]] = [
     ("position outside", entry(row([2], pointer_global=[10]), pool=[10, 20]), r"position 2 is outside the pool of 2"),
     ("positions too few", entry(row([10, 20], pointer_pos=[0]), pool=[10, 20]), "pointer_pos.*1 positions for 2"),
     ("contradicting rows", entry(row([1]), row([1], vqa_correct=0), pool=[1]), "vqa_correct.*twice with different"),
-    ("legacy", {"id_list": [[1, 7]], "score_list": [0.1]}, "legacy InfoScore file.*state it: `leverplus rl convert --info-score"),
+    ("legacy", {"id_list": [[1, 7]], "score_list": [0.1]}, "legacy InfoScore"),
 ]
 
 
@@ -544,6 +595,161 @@ def test_report(tmp_path: Path) -> None:
     }
 
 
+def graded(*ids: int, correct: int | None, accuracy: float | None = None, mode: Any = "file") -> Candidate:
+    return of(*ids, vqa_correct=correct, vqa_acc_score=correct if accuracy is None else accuracy, vqa_eval_mode=mode)
+
+
+def two_queries() -> list[QueryRecord]:
+    """Query 7: zero-shot wrong; 1 shot right (0.6), wrong, unknown; 2 shots right twice, of one set. Query 8: 1 shot wrong."""
+    rows = [
+        graded(correct=0),
+        graded(1, correct=1, accuracy=0.6),
+        graded(2, correct=0),
+        graded(3, correct=None, mode="error"),
+        graded(1, 2, correct=1),
+        graded(2, 1, correct=1, mode="fallback"),
+    ]
+    wrong = [graded(1, correct=0), graded(2, correct=0, mode="fallback")]
+    return [record_of(*rows, pool=(1, 2, 3, 4)), replace(record_of(*wrong, pool=(1, 2, 5, 6)), query_id=ItemId(8))]
+
+
+def test_report_by_number_of_shots(tmp_path: Path) -> None:
+    path = tmp_path / "rl.ndjson"
+    write(path, two_queries(), fingerprint=FINGERPRINT, meta={})
+    report = inspect(path)
+    assert report["positives_per_query"] == {"0": 1, "3": 1}
+    assert report["same_set_other_order"] == 1
+    assert report["by_shots"]["1"] == {
+        "groups": 2,
+        "candidates": 5,
+        "correct": {"count": 1, "known": 4, "share": 0.25},
+        "groups_all_correct": 0,
+        "groups_all_wrong": 1,
+        "groups_of_equal_rewards": 1,
+        "fallback_share": 0.2,
+        "unique_rewards": 2,
+        "positives_per_group": {"0": 1, "1": 1},
+    }
+    assert report["by_shots"]["2"]["groups_all_correct"] == 1
+    assert report["by_shots"]["2"]["fallback_share"] == 0.5
+    # hard_plus_soft: 1 + 0.6, 0, 2, 2, 0, 0; the zero-shot row is left out, the failed one unknown.
+    rewards = report["rewards"]
+    assert (rewards["known"], rewards["unknown"], rewards["distinct"]) == (6, 1, 3)
+    assert rewards["histogram"] == [{"from": value, "to": value, "count": count} for value, count in ((0, 3), (1.6, 1), (2, 2))]
+    assert rewards["mean"] == pytest.approx(5.6 / 6)
+    # Query 7 tried 3 of 4, query 8 2 of 4; together 1, 2, 3 of 1 to 6.
+    assert report["pool_coverage"] == {"mean": 0.625, "min": 0.5, "max": 0.75, "of_all_pools": 0.5}
+
+
+def test_rewards_that_are_many_are_counted_in_intervals(tmp_path: Path) -> None:
+    rows = [graded(n, correct=1, accuracy=n / 100) for n in range(1, 42) if n != 7]
+    write(tmp_path / "rl.json", [record_of(*rows, pool=tuple(range(1, 42)))], fingerprint=FINGERPRINT, meta={})
+    rewards = inspect(tmp_path / "rl.json")["rewards"]
+    assert rewards["distinct"] == 40
+    assert len(rewards["histogram"]) == 20
+    assert sum(bar["count"] for bar in rewards["histogram"]) == 40
+    assert (rewards["histogram"][0]["from"], rewards["histogram"][-1]["to"]) == (rewards["min"], rewards["max"])
+
+
+# Filtering
+
+
+def kept(records: list[QueryRecord], **conditions: Any) -> tuple[dict[int, list[tuple[int, ...]]], Dropped]:
+    dropped = Dropped()
+    found = filter_records(records, Filter(**conditions), dropped)
+    return {record.query_id: [tuple(candidate.pointer) for candidate in record.candidates] for record in found}, dropped
+
+
+def test_groups_without_a_positive_go_with_a_reason() -> None:
+    found, dropped = kept(two_queries(), has_positive=True)
+    assert found == {7: [(), (1,), (2,), (3,), (1, 2), (2, 1)]}
+    assert dropped.to_json() == {"candidates": 2, "queries": 1, "reasons": {"group has no positive": 2}}
+
+
+def test_no_fallback() -> None:
+    found, dropped = kept(two_queries(), no_fallback=True)
+    assert found == {7: [(), (1,), (2,), (3,), (1, 2)], 8: [(1,)]}
+    assert dropped.to_json() == {"candidates": 2, "queries": 0, "reasons": {"scored by the fallback": 2}}
+
+
+def test_balanced_is_the_share_of_positives_in_a_group() -> None:
+    """1 shot of query 7: one of two known is right; the 2-shot group and query 8 are one-sided."""
+    found, dropped = kept(two_queries(), balanced=(0.4, 0.6))
+    assert found == {7: [(), (1,), (2,), (3,)]}
+    assert dropped.to_json() == {
+        "candidates": 4,
+        "queries": 1,
+        "reasons": {"group has a share of positives outside the bounds": 4},
+    }
+
+
+def test_bounds_are_part_of_the_balance() -> None:
+    """Two of five right is 40 %, three of five 60 %, one of five neither."""
+    for right, stays in ((2, True), (3, True), (1, False), (4, False)):
+        rows = [graded(n, correct=int(n <= right)) for n in range(1, 6)]
+        assert bool(kept([record_of(*rows, pool=(1, 2, 3, 4, 5))], balanced=(0.4, 0.6))[0]) is stays
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "left"),
+    [(2, 8, (2, 3)), (8, 2, (3, 2)), (1, 9, (1, 1)), (1, 1, (1, 1)), (5, 0, None), (0, 5, None), (3, 2, (3, 2))],
+)
+def test_down_sampling_leaves_out_as_few_as_possible(right: int, wrong: int, left: tuple[int, int] | None) -> None:
+    ids = range(11, 11 + right + wrong)
+    rows = [graded(n, correct=int(n < 11 + right)) for n in ids]
+    records = [record_of(*rows, pool=tuple(ids))]
+    conditions = {"balanced": (0.4, 0.6), "down_sample": True}
+    found, dropped = kept(records, **conditions, seed=3)
+    if left is None:
+        assert found == {}
+        return
+    positives = sum(pointer[0] < 11 + right for pointer in found[7])
+    assert (positives, len(found[7]) - positives) == left
+    assert dropped.candidates == right + wrong - sum(left)
+    again, _ = kept([replace(records[0], candidates=tuple(reversed(rows)))], **conditions, seed=3)
+    assert sorted(again[7]) == sorted(found[7])
+
+
+def test_which_ones_are_left_out_depends_on_the_seed() -> None:
+    ids = range(11, 31)
+    records = [record_of(*(graded(n, correct=int(n < 13)) for n in ids), pool=tuple(ids))]
+    outcomes = {tuple(kept(records, balanced=(0.4, 0.6), down_sample=True, seed=seed)[0][7]) for seed in range(5)}
+    assert len(outcomes) > 1
+
+
+def test_conditions_that_cannot_be_are_refused() -> None:
+    for bad in ({"balanced": (0.6, 0.4)}, {"balanced": (-0.1, 0.5)}, {"down_sample": True}):
+        with pytest.raises(InvalidConfig):
+            Filter(**bad)
+
+
+# Merging
+
+
+@pytest.mark.parametrize("names", [("a.json", "b.ndjson"), ("a.ndjson", "b.json")])
+def test_merging_keeps_what_all_files_state(tmp_path: Path, names: tuple[str, str]) -> None:
+    policy = {"pool_policy": {"sampler": "random", "k": 3}}
+    first = [replace(record_of(of(2)), query_id=ItemId(9)), record_of(of(1, vqa_correct=1, vqa_eval_mode="file"))]
+    write(tmp_path / names[0], first, fingerprint=FINGERPRINT, meta={**policy, "job": 1})
+    write(tmp_path / names[1], [record_of(of(1), of(3))], fingerprint=FINGERPRINT, meta={**policy, "job": 2})
+    merged = merge_files([tmp_path / name for name in names])
+    assert merged.meta["pool_policy"] == policy["pool_policy"]
+    assert "job" not in merged.meta
+    assert [each["meta"]["job"] for each in merged.meta["merged_from"]] == [1, 2]
+    records = list(merged.records)
+    assert [record.query_id for record in records] == [7, 9]
+    assert [(candidate.pointer, candidate.vqa_correct) for candidate in records[0].candidates] == [((1,), 1), ((3,), None)]
+
+
+def test_merging_reads_a_query_when_it_is_its_turn(tmp_path: Path) -> None:
+    """The fault in query 8 does not keep query 7 from being read."""
+    path = put(tmp_path, {"8": entry(row([9]), pool=[1], query={}), "7": entry(row([1]), pool=[1])})
+    records = merge_files([path]).records
+    assert next(records).query_id == 7
+    with pytest.raises(IdOutsidePool):
+        next(records)
+
+
 # Properties
 
 scores = st.none() | st.floats(0, 1)
@@ -592,7 +798,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, records: list[QueryRecord]
     assert data.records == records
     assert data.fingerprint == FINGERPRINT
     assert data.meta == meta
-    assert list(iter_records(tmp_path / name)) == records
+    assert list(stream(tmp_path / name).records) == records
 
 
 @given(st.data(), st.lists(st.integers(0, 60), min_size=1, max_size=8, unique=True), st.booleans())
@@ -682,22 +888,6 @@ def test_a_legacy_file_is_read_once_its_sign_is_stated(tmp_path: Path) -> None:
     candidates = data.records[0].candidates
     assert compute_rewards(candidates[:1], RewardConfig(mode="hybrid", alpha=1.0)) == [0.0]
     assert compute_rewards(candidates[:1], RewardConfig()) == [None]
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"score_list": [0.1, 0.2]}, "score_list: .*as many numbers"),
-        ({"score_list": ["high"]}, r"score_list\[0\]: .*'high'"),
-        ({"id_list": [[7, 1]]}, r"id_list\[0\]: .*the last is the query's own"),
-        ({"id_list": [[]]}, r"id_list\[0\]"),
-        ({"id_list": [[7, 7]]}, "7"),
-    ],
-)
-def test_a_legacy_entry_that_cannot_be_meant_is_refused(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
-    path = put(tmp_path, {"7": {"id_list": [[1, 7]], "score_list": [0.1], **fields}})
-    with pytest.raises(InvalidRlData, match=words):
-        read(path, info_score="higher")
 
 
 def test_a_sign_for_a_file_that_needs_none_is_refused(tmp_path: Path) -> None:

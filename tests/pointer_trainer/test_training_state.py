@@ -180,14 +180,18 @@ def test_a_run_without_the_lease_writes_nothing(root: DataRoot):
     with pytest.raises(Cancelled):
         train(root, run=2, stop_after=STEPS + 1)
     folder = root.run("job-1")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = files()
 
     def refuse() -> None:
         raise LeaseLost(job_id="job-1", version=1)
 
     with pytest.raises(LeaseLost):
         train(root, run=1, fence=refuse)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert files() == before
     assert not root.checkpoint("ckpt-1").exists()
 
 

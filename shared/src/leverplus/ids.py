@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NewType
+from typing import NewType, cast
 
 from leverplus.errors import InvalidPointer
 
@@ -34,4 +34,4 @@ def check_pointer(pointer: Sequence[int], *, query_id: int, item_count: int) -> 
     for item_id in pointer:
         if not 0 <= item_id < item_count:
             raise refuse(f"item {item_id} is outside the dataset, which has ids 0 to {item_count - 1}")
-    return tuple(ItemId(item_id) for item_id in pointer)
+    return cast(Pointer, tuple(pointer))

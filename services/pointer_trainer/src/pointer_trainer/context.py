@@ -40,6 +40,8 @@ class JobContext:
     logger: logging.Logger
     run: int = 1
     fence: Fence = unfenced
+    mlflow_uri: str | None = None
+    """Where training's metrics also go."""
 
     @property
     def suffix(self) -> str:

@@ -79,7 +79,7 @@ def take_in(uploaded: Path, root: DataRoot, dataset_name: str, name: str = "uplo
     InvalidRlData, IdOutsidePool or FingerprintMismatch when it does not fit; nothing is kept then.
     """
     dataset = Dataset.open(root.dataset(dataset_name))
-    data = rl_data.read(uploaded, dataset, name=name)
+    data = rl_data.stream(uploaded, dataset, name=name)
     fingerprint = replace(data.fingerprint, dataset=dataset.fingerprint())
     rl_data_id = f"rl-{file_sha256(uploaded)[:12]}"
     path = root.rl_data(rl_data_id)

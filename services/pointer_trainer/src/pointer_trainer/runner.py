@@ -72,6 +72,7 @@ def run_job(
             logger=log,
             run=lease.version,
             fence=pulse.require_lease,
+            mlflow_uri=settings.mlflow_tracking_uri,
         )
         try:
             return _finish(job, context, pulse, jobs, lease, functions)

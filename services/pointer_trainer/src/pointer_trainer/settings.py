@@ -25,6 +25,10 @@ class WorkerSettings(BaseModel):
     )
     threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS", description="torch threads of one job")
 
+    mlflow_tracking_uri: str | None = Field(
+        None, min_length=1, validation_alias="MLFLOW_TRACKING_URI", description="where training's metrics also go"
+    )
+
     @property
     def data_root(self) -> DataRoot:
         return DataRoot(self.data.resolve())

@@ -28,6 +28,7 @@ from pointer_trainer.batches import QueryExample, build_examples, collate
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
 from pointer_trainer.splits import split_queries
@@ -55,6 +56,7 @@ def train(
     logger: logging.Logger = _logger,
     run: int = 1,
     fence: Fence = unfenced,
+    watchers: MetricsWriters = NOBODY,
 ) -> TrainResult:
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
@@ -64,6 +66,7 @@ def train(
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
     `run` numbers the runs of a job; a later one goes on after the last epoch that an earlier one left in `run_folder`, if
     config, data, code and threads are the same. `fence` is asked before any file gets its name, and what it raises ends the run.
+    `watchers` are given each row of metrics.jsonl as it is written.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
     Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
     Where the first phase diverges, its best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the error
@@ -144,6 +147,7 @@ def train(
                         state.keep_best()
                     states.save(state)
                     _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
+                    watchers.write(state.rows[-1])
             except TrainingDiverged as exc:
                 if phase.index == 0:
                     raise with_the_best_kept(exc, checkpoint_folder, phase, state, info, fence) from exc

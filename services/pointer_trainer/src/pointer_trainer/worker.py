@@ -30,6 +30,8 @@ def main() -> None:
         sys.exit(f"error: {exc}")
     celery = create_celery(settings.redis_url)
     register_tasks(celery, settings)
+    # What is trained here is nobody else's business; MLflow's client would report its use.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     worker = os.getpid()
 
     def end_with_worker(**_: Any) -> None:

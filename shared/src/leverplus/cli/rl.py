@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl, Wait, open_dataset
+
+if TYPE_CHECKING:
+    from leverplus.fingerprint import Fingerprint
+    from leverplus.rl_data import Dropped, QueryRecord
 
 app = typer.Typer(help="RL data: scored pointers.", no_args_is_help=True)
 
@@ -17,16 +23,41 @@ OfDataset = Annotated[str | None, typer.Option("--dataset", help="Check the ids 
 
 
 @app.command("inspect")
-def inspect_command(source: Source, as_json: Json = False) -> None:
-    """What a file holds: queries, candidates, how they were scored, duplicates, fingerprints."""
+def inspect_command(
+    source: Source,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw rewards, positives a query, shots and modes.")
+    ] = None,
+    reward: Annotated[str, typer.Option(metavar="MODE", help="Reward mode that the rewards are of.")] = "hard_plus_soft",
+    alpha: Annotated[float, typer.Option(help="Weight of InfoScore (hybrid) or quality (legacy).")] = 0.0,
+    beta: Annotated[float, typer.Option(help="Weight of correctness (legacy).")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """What a file holds: positives, rewards, how candidates were scored, pools, duplicates, shots, fingerprints."""
     from leverplus.cli.output import print_json, print_table
+    from leverplus.rewards import RewardConfig
     from leverplus.rl_data import inspect
 
-    report = inspect(source)
+    if plot is not None:
+        _require_folder(plot)
+    report = inspect(source, RewardConfig(mode=cast(Any, reward), alpha=alpha, beta=beta))
+    if plot is not None:
+        from leverplus.rl_data.plot import plot_report
+
+        plot_report(report, plot)
     if as_json:
         print_json(report)
-    else:
-        print_table(str(source), ("what", "found"), ((name, _readable(value)) for name, value in report.items()))
+        return
+    by_shots: dict[str, dict[str, Any]] = report["by_shots"]
+    shown = {name: value for name, value in report.items() if name not in ("by_shots", "warnings")}
+    shown["rewards"] = {name: value for name, value in report["rewards"].items() if name != "histogram"}
+    print_table(str(source), ("what", "found"), ((name, _readable(value)) for name, value in shown.items()))
+    if by_shots:
+        names = list(next(iter(by_shots.values())))
+        rows = ((name, *(_readable(group[name]) for group in by_shots.values())) for name in names)
+        print_table("by number of shots", ("shots", *by_shots), rows)
+    for warning in report["warnings"]:
+        print(f"warning: {warning}")
 
 
 @app.command()
@@ -38,32 +69,31 @@ def convert(
         bool, typer.Option("--drop-invalid", help="Leave out what is invalid and count it, instead of refusing the file.")
     ] = False,
     info_score: Annotated[
-        str | None, typer.Option("--info-score", help="For a legacy InfoScore file, which scores are better: higher or lower.")
+        str | None,
+        typer.Option(
+            metavar="higher|lower",
+            help="For a legacy InfoScore file, which scores are better: higher or lower, which are negated.",
+        ),
     ] = None,
+    as_json: Json = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Read a file in any dialect, check it, and write it in ours; with --dataset it then says which dataset it is of."""
     from dataclasses import replace
 
     from leverplus.errors import InvalidConfig
-    from leverplus.rl_data import read, read_dropping_invalid, write
+    from leverplus.rl_data import Dropped, read_dropping_invalid, stream
 
-    if info_score not in ("higher", "lower", None):
-        raise InvalidConfig(field="--info-score", reason=f"{info_score!r}, expected higher or lower")
-    if drop_invalid and info_score is not None:
-        raise InvalidConfig(field="--drop-invalid", reason=f"does not go with --info-score {info_score}; leave it out")
     _require_folder(target)
+    if info_score not in (None, "higher", "lower"):
+        raise InvalidConfig(field="--info-score", reason=f"is {info_score!r}, expected higher or lower")
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
-        found, dropped = read_dropping_invalid(source, opened)
-        print(f"dropped: {dropped.queries} queries, {dropped.candidates} candidates")
-        for reason, count in dropped.reasons.most_common():
-            print(f"  {count} × {reason}")
+        found, dropped = read_dropping_invalid(source, opened, info_score=info_score)
     else:
-        found = read(source, opened, info_score=info_score)
+        found, dropped = stream(source, opened, info_score=info_score), Dropped()
     fingerprint = found.fingerprint if opened is None else replace(found.fingerprint, dataset=opened.fingerprint())
-    write(target, found.records, fingerprint=fingerprint, meta=found.meta)
-    print(f"{target}: {_counted(found.records)}")
+    _write(target, found.records, fingerprint, found.meta, dropped, as_json=as_json)
 
 
 @app.command("filter")
@@ -73,32 +103,47 @@ def filter_command(
     eval_mode: Annotated[list[str] | None, typer.Option(help="Keep candidates of this mode; may be repeated.")] = None,
     gen_method: Annotated[list[str] | None, typer.Option(help="Keep candidates made this way; may be repeated.")] = None,
     shots: Annotated[list[int] | None, typer.Option(min=0, max=4, help="Keep so many shots; may be repeated.")] = None,
-    drop_flat: Annotated[bool, typer.Option(help="Drop queries whose candidates all score the same.")] = False,
+    no_fallback: Annotated[bool, typer.Option("--no-fallback", help="Drop candidates that the fallback scored.")] = False,
+    has_positive: Annotated[
+        bool, typer.Option("--has-positive", help="Drop groups (query, number of shots) without a vqa_correct of 1.")
+    ] = False,
+    balanced: Annotated[
+        str | None, typer.Option(metavar="LOW-HIGH", help="Drop groups whose share of positives is outside, e.g. 0.4-0.6.")
+    ] = None,
+    down_sample: Annotated[
+        bool, typer.Option("--down-sample", help="Bring groups within --balanced by leaving out as few candidates as possible.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones --down-sample leaves out.")] = 0,
+    drop_flat: Annotated[bool, typer.Option("--drop-flat", help="Drop queries whose candidates all score the same.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Keep the candidates that meet every condition, and the queries that still have one."""
+    """Keep the candidates that meet every condition, and the queries that still have one; count the others by reason."""
     from leverplus.errors import InvalidInput
-    from leverplus.rl_data import read, write
-    from leverplus.rl_data.filtering import filter_records
+    from leverplus.rl_data import Dropped, Filter, filter_records, stream
 
     _require_folder(target)
-    found = read(source)
-    kept = filter_records(found.records, eval_modes=eval_mode, gen_methods=gen_method, shots=shots, drop_flat=drop_flat)
-    if not kept:
-        raise InvalidInput(f"{source}: no candidate meets the conditions; nothing was written")
-    write(target, kept, fingerprint=found.fingerprint, meta=found.meta)
-    print(f"{target}: {_counted(kept)} of {_counted(found.records)}")
+    bounds = None if balanced is None else _bounds(balanced)
+    conditions = Filter(eval_mode, gen_method, shots, no_fallback, has_positive, bounds, down_sample, seed, drop_flat)
+    found, dropped = stream(source), Dropped()
+    meta = {**found.meta, "filtered": [*found.meta.get("filtered", []), conditions.to_json()]}
+    kept = filter_records(found.records, conditions, dropped)
+    if (first := next(kept, None)) is None:
+        raise InvalidInput(f"{source}: no candidate meets the conditions; nothing was written ({dropped.to_json()['reasons']})")
+    _write(target, chain([first], kept), found.fingerprint, meta, dropped, as_json=as_json)
 
 
 @app.command()
-def merge(target: Target, sources: Annotated[list[Path], typer.Argument(help="Files made under the same fingerprint.")]) -> None:
+def merge(
+    target: Target,
+    sources: Annotated[list[Path], typer.Argument(help="Files made under the same fingerprint.")],
+    as_json: Json = False,
+) -> None:
     """Put files together. Refused across fingerprints, pools of one query that differ, or scores that contradict each other."""
-    from leverplus.rl_data import read, write
-    from leverplus.rl_data.filtering import merge_files
+    from leverplus.rl_data import Dropped, merge_files
 
     _require_folder(target)
-    merged = merge_files([(str(path), read(path)) for path in sources])
-    write(target, merged.records, fingerprint=merged.fingerprint, meta=merged.meta)
-    print(f"{target}: {_counted(merged.records)}")
+    merged = merge_files(sources)
+    _write(target, merged.records, merged.fingerprint, merged.meta, Dropped(), as_json=as_json)
 
 
 @app.command()
@@ -176,12 +221,50 @@ def _require_folder(target: Path) -> None:
         raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
 
 
+def _bounds(text: str) -> tuple[float, float]:
+    from leverplus.errors import InvalidConfig
+
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError:
+        raise InvalidConfig(field="--balanced", reason=f"is {text!r}, expected LOW-HIGH, e.g. 0.4-0.6") from None
+    return low, high
+
+
+def _write(
+    target: Path,
+    records: Iterable[QueryRecord],
+    fingerprint: Fingerprint,
+    meta: Mapping[str, Any],
+    dropped: Dropped,
+    *,
+    as_json: bool,
+) -> None:
+    """Writes the records and tells how many there were, and what was left out."""
+    from leverplus.cli.output import print_json
+    from leverplus.rl_data import write
+
+    counts = {"queries": 0, "candidates": 0}
+
+    def counted() -> Iterator[QueryRecord]:
+        for record in records:
+            counts["queries"] += 1
+            counts["candidates"] += len(record.candidates)
+            yield record
+
+    write(target, counted(), fingerprint=fingerprint, meta=meta)
+    if as_json:
+        print_json({"file": str(target), **counts, "dropped": dropped.to_json()})
+        return
+    print(f"{target}: {counts['queries']} queries, {counts['candidates']} candidates")
+    if dropped.reasons:
+        print(f"dropped: {dropped.queries} queries, {dropped.candidates} candidates")
+    for reason, count in dropped.reasons.most_common():
+        print(f"  {count} × {reason}")
+
+
 def _stated(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _counted(records: list[Any]) -> str:
-    return f"{len(records)} queries, {sum(len(record.candidates) for record in records)} candidates"
 
 
 def _readable(value: Any) -> str:

@@ -151,7 +151,10 @@ class Embeddings:
         """The ids as an array, or InvalidEmbeddings naming the first whose row is absent or unknown."""
         ids = np.asarray(item_ids, dtype=np.int64).reshape(-1)
         outside = (ids < 0) | (ids >= len(self))
-        bad = ids[outside] if outside.any() else ids[~self.known[ids]]
+        bad = ids[outside]
+        if not bad.size:
+            # These rows alone: the matrices may be larger than memory.
+            bad = ids[~(np.isfinite(self.query[ids]).all(axis=1) & np.isfinite(self.candidate[ids]).all(axis=1))]
         if bad.size:
             raise InvalidEmbeddings(path="embeddings", reason=f"item {bad[0]} has no vector; {self.manifest.way_to_more()}")
         return ids

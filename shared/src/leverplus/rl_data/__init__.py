@@ -1,8 +1,11 @@
 """RL JSON: scored pointers, a query at a time, in and out of files."""
 
-from leverplus.rl_data.cleaning import Dropped, read_dropping_invalid
+from leverplus.rl_data.cleaning import read_dropping_invalid
+from leverplus.rl_data.dropped import Dropped
+from leverplus.rl_data.filtering import Filter, filter_records
 from leverplus.rl_data.legacy import InfoScoreSign
-from leverplus.rl_data.reading import iter_records, read
+from leverplus.rl_data.merging import merge_files
+from leverplus.rl_data.reading import RlStream, read, stream
 from leverplus.rl_data.records import Candidate, EvalMode, PoolSource, QueryRecord, RlData, merge_duplicates
 from leverplus.rl_data.report import inspect
 from leverplus.rl_data.writing import write
@@ -11,14 +14,18 @@ __all__ = [
     "Candidate",
     "Dropped",
     "EvalMode",
+    "Filter",
     "InfoScoreSign",
     "PoolSource",
     "QueryRecord",
     "RlData",
+    "RlStream",
+    "filter_records",
     "inspect",
-    "iter_records",
     "merge_duplicates",
+    "merge_files",
     "read",
     "read_dropping_invalid",
+    "stream",
     "write",
 ]

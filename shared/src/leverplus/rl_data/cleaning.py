@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from leverplus.dataset import Dataset
 from leverplus.errors import Conflict, IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
+from leverplus.rl_data.dropped import Dropped
+from leverplus.rl_data.legacy import InfoScoreSign
 from leverplus.rl_data.reading import Notes, ids_of_row, read_entry, read_source, require_dataset, rows_of
 from leverplus.rl_data.records import Candidate, RlData, merge_duplicates
 from leverplus.rl_data.sources import open_source
@@ -20,31 +21,16 @@ from leverplus.rl_data.validation import Place, check_record, conflict_in, refus
 _ROWS = "pointer_candidates"
 
 
-@dataclass
-class Dropped:
-    """What was left out. `reasons`: what was wrong, numbers written as N, and how many rows or queries it concerned."""
-
-    candidates: int = 0
-    queries: int = 0
-    reasons: Counter[str] = field(default_factory=Counter[str])
-
-    def to_json(self) -> dict[str, Any]:
-        return {"candidates": self.candidates, "queries": self.queries, "reasons": dict(self.reasons.most_common())}
-
-    def count(self, error: InvalidRlData | IdOutsidePool, rows: int = 1) -> None:
-        """Counts what `error` refused; equal faults of different rows get one reason."""
-        place = f"{error.context['file']}: query {error.context['query']}: "
-        self.reasons[_without_values(str(error).removeprefix(place))] += rows
-
-
-def read_dropping_invalid(path: Path | str, dataset: Dataset | None = None) -> tuple[RlData, Dropped]:
+def read_dropping_invalid(
+    path: Path | str, dataset: Dataset | None = None, *, info_score: InfoScoreSign | None = None
+) -> tuple[RlData, Dropped]:
     """`read` without the candidates and queries that it would refuse, and what they were.
 
     A query goes with its fields, its pool, or its last candidate; of rows of one pointer that contradict each other all go.
     Refused as in `read`: what is no JSON (NaN and Infinity apart, which make a value invalid), another dataset by its
     fingerprint, a file with nothing valid in it. `_meta.dropped_as_invalid` of the result says what was left out.
     """
-    source = open_source(Path(path), non_finite=True)
+    source = open_source(Path(path), non_finite=True, info_score=info_score)
     require_dataset(source, dataset)
     dropped = Dropped()
     kept: dict[str, Any] = {}
@@ -58,7 +44,7 @@ def read_dropping_invalid(path: Path | str, dataset: Dataset | None = None) -> t
             rows = _valid_rows(place, entry, has_pools, dataset, dropped)
         except InvalidRlData as exc:
             dropped.queries += 1
-            dropped.count(exc)
+            dropped.reasons[_reason(exc)] += 1
         else:
             kept[key] = {**entry, _ROWS: rows}
     if not kept:
@@ -79,8 +65,7 @@ def _valid_rows(
         try:
             candidate = _candidate(place, entry, row, has_pools, dataset)
         except (InvalidRlData, IdOutsidePool) as exc:
-            dropped.candidates += 1
-            dropped.count(exc)
+            dropped.leave_out(_reason(exc))
         else:
             valid.setdefault(candidate.pointer, []).append((row, candidate))
     kept: list[dict[str, Any]] = []
@@ -88,8 +73,7 @@ def _valid_rows(
         try:
             merge_duplicates(candidate for _, candidate in same)
         except Conflict as exc:
-            dropped.candidates += len(same)
-            dropped.count(conflict_in(place, exc), len(same))
+            dropped.leave_out(_reason(conflict_in(place, exc)), len(same))
         else:
             kept += [row for row, _ in same]
     if rows and not kept:
@@ -108,6 +92,8 @@ def _candidate(place: Place, entry: Mapping[str, Any], row: Any, has_pools: bool
     return record.candidates[0]
 
 
-def _without_values(reason: str) -> str:
-    lists = re.sub(r"\[\d+(, \d+)*\]", "[N]", reason)
+def _reason(error: InvalidRlData | IdOutsidePool) -> str:
+    """What was wrong, numbers written as N: equal faults of different rows have one reason."""
+    place = f"{error.context['file']}: query {error.context['query']}: "
+    lists = re.sub(r"\[\d+(, \d+)*\]", "[N]", str(error).removeprefix(place))
     return re.sub(r"(?<!\w)-?\d+(\.\d+)?(e-?\d+)?", "N", lists)

@@ -2,7 +2,7 @@
 
 Two dialects of the reference: `pointer` holds item ids; or, where `pointer_global` stands beside it, positions in
 `candidate_pool_ids`, and the ids are in `pointer_global`. `pointer_pos` may add the positions to the first. The mode
-"vqaEval" is "file". What is stated twice must agree.
+"vqaEval" is "file". What is stated twice must agree. Legacy InfoScore files are turned into the first dialect by `sources`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from leverplus.dataset import Dataset
 from leverplus.errors import Conflict
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
-from leverplus.rl_data.legacy import InfoScoreSign
+from leverplus.rl_data.legacy import InfoScoreSign, is_legacy
 from leverplus.rl_data.records import (
     CANDIDATE_FIELDS,
     SCORE_FIELDS,
@@ -37,7 +37,7 @@ from leverplus.rl_data.validation import (
     Place,
     check_demonstrations,
     check_ids,
-    check_record,
+    check_ids_known,
     check_values,
     conflict_in,
     describe,
@@ -49,6 +49,7 @@ _log = logging.getLogger(__name__)
 _ITEM_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _ENTRY_FIELDS = {"query_id", "query", "candidate_pool_ids", "pool_source", "pointer_candidates", META}
 _ROW_FIELDS = {*CANDIDATE_FIELDS, "pointer_global", "pointer_pos", "eval_failed", "eval_split_used"}
+_COPIED_FIELDS = tuple(name for name in CANDIDATE_FIELDS if name not in ("pointer", "vqa_eval_mode"))
 _RESERVED_META = ("format", "version", "fingerprint")
 
 
@@ -62,40 +63,85 @@ class Notes:
     ignored_fields: Counter[str] = field(default_factory=Counter[str])
 
 
+@dataclass(frozen=True)
+class RlStream:
+    """A file whose records are read as they are asked for, once. `meta` and `fingerprint` as in RlData."""
+
+    meta: Mapping[str, Any]
+    fingerprint: Fingerprint
+    records: Iterator[QueryRecord]
+
+
 def read(
-    path: Path | str, dataset: Dataset | None = None, *, name: str | None = None, info_score: InfoScoreSign | None = None
+    path: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    name: str | None = None,
+    info_score: InfoScoreSign | None = None,
 ) -> RlData:
     """The whole file, every record checked; with `dataset`, ids and the dataset fingerprint are checked against it.
 
     Raises NotFound, FingerprintMismatch, InvalidRlData and IdOutsidePool; the last two name the file, and query and field
     where one is at fault. Rows of one ordered pointer are merged; scores of rows whose mode is "error" become None. Logs a
-    warning where modes are unknown. `name`: what errors call the file, its path otherwise.
-    `info_score` says whether higher or lower scores are the better ones in a legacy InfoScore file, which is refused without it;
-    lower ones change their sign, and `_meta.info_score_of_legacy_file` of the result keeps what was stated.
+    warning where modes are unknown. `name`: what errors call the file, its path otherwise. `info_score` says
+    whether higher or lower scores are the better ones in a legacy InfoScore file, which is refused without it; lower ones change
+    their sign, and `_meta.info_score_of_legacy_file` of the result keeps what was stated.
     """
-    source = open_source(Path(path), None if name is None else Path(name))
-    return read_source(replace(source, info_score=info_score), dataset)
+    source = open_source(Path(path), None if name is None else Path(name), info_score=info_score)
+    return read_source(source, dataset)
 
 
 def read_source(source: Source, dataset: Dataset | None = None) -> RlData:
     """`read` of an opened file."""
-    records = list(_records(source, dataset, Notes()))
-    unknown = sum(candidate.vqa_eval_mode == "unknown" for record in records for candidate in record.candidates)
-    if unknown:
-        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
-    return RlData(file_meta(source), file_fingerprint(source), records)
+    return RlData(file_meta(source), file_fingerprint(source), list(_warning_of_unknown(source, dataset)))
 
 
-def iter_records(path: Path | str, dataset: Dataset | None = None) -> Iterator[QueryRecord]:
-    """The records one at a time, checked as in `read`. NDJSON is streamed; a JSON file is parsed whole first.
+def stream(
+    path: Path | str,
+    dataset: Dataset | None = None,
+    *,
+    name: str | None = None,
+    info_score: InfoScoreSign | None = None,
+) -> RlStream:
+    """`read` a record at a time, in bounded memory; an error in a later query comes when it is reached."""
+    source = open_source(Path(path), None if name is None else Path(name), info_score=info_score)
+    return RlStream(file_meta(source), file_fingerprint(source), _warning_of_unknown(source, dataset))
 
-    An error in a later query is raised when that query is reached.
-    """
-    return _records(open_source(Path(path)), dataset, Notes())
+
+class IndexedFile:
+    """A file whose records are read by query id, each time from disk. `name` is its path."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file through, for the places of its queries; refuses what `read` refuses, but for single queries' faults."""
+        self._source = open_source(path)
+        self.name = str(path)
+        self.meta, self.fingerprint = file_meta(self._source), file_fingerprint(self._source)
+        self._places: dict[ItemId, str | int] = {}
+        self._shared_pool: tuple[ItemId, ...] | None = None
+        for key, entry, place in self._source.placed_entries():
+            query_id = _query_id(Place(self._source.name, key))
+            if query_id in self._places:
+                raise Place(self._source.name, key).refuse("query_id", "this query stands in the file twice")
+            if not self._places and entry.get("candidate_pool_ids") is None:
+                self._shared_pool = _pool_from_pointers(self._source)
+            self._places[query_id] = place
+        if not self._places:
+            raise refuse_file(self._source.name, "holds no queries")
+
+    @property
+    def query_ids(self) -> KeysView[ItemId]:
+        return self._places.keys()
+
+    def record(self, query_id: ItemId) -> QueryRecord:
+        """Checked as in `read`."""
+        entry = self._source.entry_at(self._places[query_id])
+        record = read_entry(Place(self._source.name, str(query_id)), entry, self._shared_pool, Notes())
+        check_ids_known(record, self._source.name)
+        return record
 
 
 def read_with_notes(source: Source, notes: Notes) -> Iterator[QueryRecord]:
-    """`iter_records` on an opened file, telling `notes` what was merged, dropped and ignored."""
+    """The records of an opened file one at a time, telling `notes` what was merged, dropped and ignored."""
     return _records(source, None, notes)
 
 
@@ -110,6 +156,15 @@ def file_meta(source: Source) -> dict[str, Any]:
     return {**{key: value for key, value in source.meta.items() if key not in _RESERVED_META}, **stated}
 
 
+def _warning_of_unknown(source: Source, dataset: Dataset | None) -> Generator[QueryRecord]:
+    unknown = 0
+    for record in _records(source, dataset, Notes()):
+        unknown += sum(candidate.vqa_eval_mode == "unknown" for candidate in record.candidates)
+        yield record
+    if unknown:
+        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
+
+
 def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
     require_dataset(source, dataset)
     entries = source.entries()
@@ -122,7 +177,7 @@ def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator
         if record.query_id in seen:
             raise Place(source.name, key).refuse("query_id", "this query stands in the file twice")
         seen.add(record.query_id)
-        check_record(record, source.name, dataset)
+        check_ids_known(record, source.name, dataset)
         yield record
 
 
@@ -146,9 +201,7 @@ def _pool_from_pointers(source: Source) -> tuple[ItemId, ...]:
 
 def read_entry(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId, ...] | None, notes: Notes) -> QueryRecord:
     """One query. `shared_pool` is the pool of a file that names none, None where its queries name theirs."""
-    if not _ITEM_ID.fullmatch(place.query):
-        raise place.refuse("query_id", f"is {describe(place.query)}, expected an item id in decimal digits")
-    query_id = check_ids(place, "query_id", [int(place.query)])[0]
+    query_id = _query_id(place)
     rows = rows_of(place, entry)
     query = _query(place, entry)
     pool, pool_source = _pool(place, entry, shared_pool)
@@ -163,8 +216,20 @@ def read_entry(place: Place, entry: Mapping[str, Any], shared_pool: tuple[ItemId
     return QueryRecord(query_id, query, pool, merged, pool_source)
 
 
+def _query_id(place: Place) -> ItemId:
+    if not _ITEM_ID.fullmatch(place.query):
+        raise place.refuse("query_id", f"is {describe(place.query)}, expected an item id in decimal digits")
+    return check_ids(place, "query_id", [int(place.query)])[0]
+
+
 def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The entry's scored pointers, each an object."""
+    if is_legacy(entry):
+        raise place.refuse(
+            "id_list",
+            "this is a legacy InfoScore file (id_list and score_list), which does not say which scores are the better "
+            "ones; state it: `leverplus rl convert --info-score higher` or `lower`, `rl_data.read(path, info_score=…)`",
+        )
     rows = entry.get("pointer_candidates")
     if not isinstance(rows, list):
         found = describe(rows) if "pointer_candidates" in entry else "missing"
@@ -216,13 +281,14 @@ def _candidate(
     check_demonstrations(place, f"{prefix}.pointer", pointer, query_id, max((query_id, *pointer)) + 1)
     if pool_source == "file":
         _check_positions(place, prefix, row, pointer, pool)
-    values = {name: row[name] for name in CANDIDATE_FIELDS if name in row and name not in ("pointer", "vqa_eval_mode")}
+    values = {name: row[name] for name in _COPIED_FIELDS if name in row}
     if values.get("count", 0) is None:
         del values["count"]
     if values.get("vqa_correct") in (0, 1):  # some files write 1.0, or true
         values["vqa_correct"] = int(values["vqa_correct"])
     check_values(place, prefix, values)
-    notes.ignored_fields.update(f"pointer_candidates[].{name}" for name in row if name not in _ROW_FIELDS)
+    if ignored := row.keys() - _ROW_FIELDS:
+        notes.ignored_fields.update(f"pointer_candidates[].{name}" for name in ignored)
     values.setdefault("gen_method", None)
     candidate = Candidate(pointer, **values, vqa_eval_mode=_mode(place, prefix, row))
     if candidate.vqa_eval_mode == "error" and any(getattr(candidate, name) is not None for name in SCORE_FIELDS):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import msgspec
 import orjson
 
 from leverplus.errors import InvalidRlData, NotFound
-from leverplus.rl_data.legacy import InfoScoreSign, is_legacy, modern_entry
+from leverplus.rl_data.legacy import InfoScoreSign, from_legacy, is_legacy
 from leverplus.rl_data.validation import Place, describe, refuse_file
 
 FORMAT = "leverplus-rl"
@@ -21,13 +23,16 @@ META = "_meta"
 
 Form = Literal["json", "ndjson"]
 
+_DIVIDER = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
 
 @dataclass(frozen=True)
 class Source:
-    """An opened RL file. `whole` is the object of a JSON file; an NDJSON file is read from disk, line by line, each time.
+    """An opened RL file, whose queries are read one at a time, however often they are asked for.
 
-    `name` is what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read.
-    `info_score`: which scores of a legacy InfoScore file are the better ones; None for any other file."""
+    `whole` is the object of a JSON file, its values still text in the mapped file where they can be; None for NDJSON. `name` is
+    what errors call it. `non_finite`: NaN and Infinity, which Python writes and JSON does not have, are read. `info_score`:
+    which scores of a legacy file are the better ones; its entries are translated, and no others are read."""
 
     path: Path
     name: Path
@@ -38,35 +43,61 @@ class Source:
     info_score: InfoScoreSign | None = None
 
     def entries(self) -> Generator[tuple[str, dict[str, Any]]]:
-        """(query id as written, fields of the query), in file order; those of a legacy file as pointer_candidates."""
-        for key, entry in self._raw_entries():
-            if is_legacy(entry):
-                yield key, modern_entry(Place(self.name, key), entry, self.info_score)
-            elif self.info_score is not None:
-                reason = f"which InfoScores are better is stated ({self.info_score}), but this is no legacy file; leave it out"
-                raise Place(self.name, key).refuse("(whole entry)", reason)
-            else:
-                yield key, entry
+        """(query id as written, fields of the query), in file order."""
+        for key, entry, _ in self.placed_entries():
+            yield key, entry
 
-    def _raw_entries(self) -> Generator[tuple[str, dict[str, Any]]]:
+    def placed_entries(self) -> Generator[tuple[str, dict[str, Any], str | int]]:
+        """`entries`, each with its place: what `entry_at` takes to read it again."""
         if self.whole is not None:
-            for key, value in self.whole.items():
+            for key in self.whole:
                 if key != META:
-                    yield key, _require_object(Place(self.name, key), value)
+                    yield key, self.entry_at(key), key
             return
-        for number, line in _lines(self.path):
-            value = _parse(self.name, line, line=number, non_finite=self.non_finite)
-            if META not in value:
-                yield _line_key(self.name, number, value), value
-            elif number > 1 or len(value) > 1:
-                raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
+        offset = 0
+        with self.path.open("rb") as stream:
+            for number, line in enumerate(stream, start=1):
+                if line.strip() and (found := self._line(number, line)) is not None:
+                    yield *found, offset
+                offset += len(line)
+
+    def entry_at(self, place: str | int) -> dict[str, Any]:
+        """The fields of one query."""
+        if self.whole is not None:
+            where = Place(self.name, str(place))
+            return self._translated(where, _require_object(where, _parsed(self.name, self.whole[str(place)])))
+        with self.path.open("rb") as stream:
+            stream.seek(int(place))
+            found = self._line(0, stream.readline())
+        assert found is not None, "no place of an entry"
+        return found[1]
+
+    def _line(self, number: int, line: bytes) -> tuple[str, dict[str, Any]] | None:
+        value = _parse(self.name, line, line=number, non_finite=self.non_finite)
+        if META not in value:
+            key = _line_key(self.name, number, value)
+            return key, self._translated(Place(self.name, key), value)
+        if number > 1 or len(value) > 1:
+            raise refuse_file(self.name, f"line {number}: {META} must stand alone in the first line")
+        return None
+
+    def _translated(self, place: Place, entry: dict[str, Any]) -> dict[str, Any]:
+        if self.info_score is None:
+            return entry
+        if not is_legacy(entry):
+            reason = f"which InfoScores are better is stated ({self.info_score}), but this is no legacy file; leave it out"
+            raise place.refuse("(whole entry)", reason)
+        return from_legacy(place, entry, self.info_score)
 
 
-def open_source(path: Path, name: Path | None = None, *, non_finite: bool = False) -> Source:
+def open_source(
+    path: Path, name: Path | None = None, *, non_finite: bool = False, info_score: InfoScoreSign | None = None
+) -> Source:
     """Looks at the file's form and `_meta`. NotFound without a file; InvalidRlData if it is neither form.
 
-    A JSON file is loaded whole; of an NDJSON file only the beginning is read here. `name` is what errors call the file,
-    where its path means nothing to who sent it. `non_finite`: NaN and Infinity are left to whoever checks the values.
+    A JSON file is mapped and divided into its queries here, and not parsed further; of an NDJSON file only the beginning is read.
+    `name` is what errors call the file, where its path means nothing to who sent it. `non_finite`: NaN and Infinity are left to
+    whoever checks the values.
     """
     name = path if name is None else name
     if not path.exists():
@@ -76,11 +107,32 @@ def open_source(path: Path, name: Path | None = None, *, non_finite: bool = Fals
     if not path.is_file():
         raise refuse_file(name, "is not a file")
     if (first := _first_line_of_several(path, name, non_finite)) is not None:
-        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None, non_finite)
-    value = _parse(name, path.read_bytes(), non_finite=non_finite)
+        return Source(path, name, "ndjson", _check_meta(name, first.get(META)), None, non_finite, info_score)
+    value = _divided(path)
+    if value is None:
+        value = _parse(name, path.read_bytes(), non_finite=non_finite)
     if "query_id" in value or (META in value and len(value) == 1 and name.suffix in (".ndjson", ".jsonl")):
-        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None, non_finite)
-    return Source(path, name, "json", _check_meta(name, value.get(META)), value)
+        return Source(path, name, "ndjson", _check_meta(name, value.get(META)), None, non_finite, info_score)
+    return Source(path, name, "json", _check_meta(name, value.get(META)), value, non_finite, info_score)
+
+
+def _divided(path: Path) -> dict[str, msgspec.Raw] | None:
+    """The values of a JSON object as they stand in the file; None for anything else, which `_parse` then judges."""
+    try:
+        with path.open("rb") as stream:
+            # Not closed here: the values are views of it, and the last of them lets it go.
+            return _DIVIDER.decode(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parsed(name: Path, value: Any) -> Any:
+    if not isinstance(value, msgspec.Raw):
+        return value
+    try:
+        return orjson.loads(memoryview(value))
+    except orjson.JSONDecodeError as exc:
+        raise refuse_file(name, f"not JSON: {exc}") from exc
 
 
 def _first_line_of_several(path: Path, name: Path, non_finite: bool) -> dict[str, Any] | None:
@@ -99,13 +151,6 @@ def _first_line_of_several(path: Path, name: Path, non_finite: bool) -> dict[str
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
-def _lines(path: Path) -> Generator[tuple[int, bytes]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, line
-
-
 def _line_key(path: Path, number: int, value: Mapping[str, Any]) -> str:
     query_id = value.get("query_id")
     if isinstance(query_id, int) and not isinstance(query_id, bool):
@@ -117,6 +162,7 @@ def _line_key(path: Path, number: int, value: Mapping[str, Any]) -> str:
 
 
 def _check_meta(path: Path, meta: Any) -> Mapping[str, Any]:
+    meta = _parsed(path, meta)
     if meta is None:
         return {}
     if not isinstance(meta, dict):

@@ -92,10 +92,10 @@ def describe(value: Any) -> str:
 
 def check_values(place: Place, prefix: str, values: Mapping[str, Any]) -> None:
     """Refuses a candidate's field that has the wrong type, is not finite, or is out of range. Names not known here pass."""
-    for name, rule in _RULES.items():
-        if name not in values or (values[name] is None and name not in _NEVER_NULL):
+    for name, value in values.items():
+        if value is None and name not in _NEVER_NULL:
             continue
-        if reason := rule(values[name]):
+        if name in _RULES and (reason := _RULES[name](value)):
             raise place.refuse(f"{prefix}.{name}", reason)
 
 
@@ -103,6 +103,8 @@ def check_ids(place: Place, field: str, values: Any) -> tuple[ItemId, ...]:
     """A list of item ids, as far as that can be told without the dataset."""
     if not isinstance(values, list | tuple):
         raise place.refuse(field, f"is {describe(values)}, expected a list of item ids")
+    if set(map(type, values)) <= {int} and (not values or (min(values) >= 0 and max(values) <= MAX_ITEM_ID)):
+        return tuple(values)
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int):
             raise place.refuse(field, f"holds {describe(value)}, expected item ids, which are integers")
@@ -120,6 +122,23 @@ def check_record(record: QueryRecord, file: Path, dataset: Dataset | None = None
     item that the pool does not hold.
     """
     place = Place(file, str(record.query_id))
+    seen: set[Pointer] = set()
+    for index, candidate in enumerate(record.candidates):
+        prefix = f"pointer_candidates[{index}]"
+        check_values(place, prefix, {name: getattr(candidate, name) for name in CANDIDATE_FIELDS})
+        check_demonstrations(place, f"{prefix}.pointer", candidate.pointer, record.query_id, MAX_ITEM_ID + 1)
+        if candidate.pointer in seen:
+            raise place.refuse(
+                f"{prefix}.pointer", f"{list(candidate.pointer)} stands there twice; merge_duplicates() joins rows"
+            )
+        seen.add(candidate.pointer)
+        _check_error_has_no_score(place, prefix, candidate)
+    check_ids_known(record, file, dataset)
+
+
+def check_ids_known(record: QueryRecord, file: Path, dataset: Dataset | None = None) -> None:
+    """The part of `check_record` about the dataset and the pool: what reading the candidates one by one cannot tell."""
+    place = Place(file, str(record.query_id))
     item_count = MAX_ITEM_ID + 1 if dataset is None else len(dataset)
     check_ids(place, "query_id", [record.query_id])
     if record.query_id >= item_count:
@@ -127,18 +146,9 @@ def check_record(record: QueryRecord, file: Path, dataset: Dataset | None = None
     if dataset is not None:
         _check_question(place, record.query, dataset.item(record.query_id), dataset.name)
     pool = _check_pool(place, record.candidate_pool_ids, item_count)
-    seen: set[Pointer] = set()
     for index, candidate in enumerate(record.candidates):
-        prefix = f"pointer_candidates[{index}]"
-        check_values(place, prefix, {name: getattr(candidate, name) for name in CANDIDATE_FIELDS})
-        check_demonstrations(place, f"{prefix}.pointer", candidate.pointer, record.query_id, item_count)
-        check_in_pool(place, f"{prefix}.pointer", candidate.pointer, pool)
-        if candidate.pointer in seen:
-            raise place.refuse(
-                f"{prefix}.pointer", f"{list(candidate.pointer)} stands there twice; merge_duplicates() joins rows"
-            )
-        seen.add(candidate.pointer)
-        _check_error_has_no_score(place, prefix, candidate)
+        if not pool.issuperset(candidate.pointer):
+            check_in_pool(place, f"pointer_candidates[{index}].pointer", candidate.pointer, pool)
 
 
 def check_demonstrations(place: Place, field: str, pointer: Pointer, query_id: int, item_count: int) -> None:

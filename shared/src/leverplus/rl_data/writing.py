@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import orjson
 from leverplus.errors import Conflict
 from leverplus.files import Fence, atomic_file
 from leverplus.fingerprint import Fingerprint
-from leverplus.rl_data.records import QueryRecord, merge_duplicates
+from leverplus.rl_data.records import CANDIDATE_FIELDS, QueryRecord, merge_duplicates
 from leverplus.rl_data.sources import FORMAT, META, VERSION
 from leverplus.rl_data.validation import Place, check_record, conflict_in, refuse_file
 
@@ -72,7 +72,7 @@ def _checked(path: Path, records: Iterable[QueryRecord]) -> Generator[QueryRecor
 def _entry(record: QueryRecord) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for candidate in record.candidates:
-        row = asdict(candidate)
+        row = {name: getattr(candidate, name) for name in CANDIDATE_FIELDS}
         row["vqa_eval_mode"] = None if candidate.vqa_eval_mode == "unknown" else candidate.vqa_eval_mode
         rows.append(row)
     entry: dict[str, Any] = {"query": dict(record.query), "candidate_pool_ids": record.candidate_pool_ids}

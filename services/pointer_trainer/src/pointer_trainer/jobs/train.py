@@ -17,6 +17,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import RlData
 from pointer_trainer.context import JobContext
+from pointer_trainer.metrics_writers import open_writers
 from pointer_trainer.requests import TrainRequest
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.train_config import read_train_config
@@ -48,21 +49,25 @@ def train_selector(context: JobContext) -> dict[str, Any]:
         policy = pool_policy(data, dataset)
         pools = Fingerprint(pool=Pools(dataset, embeddings, policy).fingerprint())
         fingerprint.require_same(pools, subject="the dataset's embeddings", parts=("pool",))
-        train(
-            read_train_config(request.config),
-            data,
-            embeddings,
-            dataset=dataset,
-            pool_policy=policy,
-            rl_data_refs=[{"id": path.stem, "sha256": file_sha256(path)} for path in paths],
-            checkpoint_folder=root.checkpoint(checkpoint_id),
-            run_folder=context.run_folder,
-            progress=context.progress,
-            should_stop=context.should_stop,
-            logger=context.logger,
-            run=context.run,
-            fence=context.fence,
-        )
+        config = read_train_config(request.config)
+        run = (context.run_folder, context.mlflow_uri, context.logger)
+        with open_writers(context.job_id, config.model_dump(mode="json"), *run) as watchers:
+            train(
+                config,
+                data,
+                embeddings,
+                dataset=dataset,
+                pool_policy=policy,
+                rl_data_refs=[{"id": path.stem, "sha256": file_sha256(path)} for path in paths],
+                checkpoint_folder=root.checkpoint(checkpoint_id),
+                run_folder=context.run_folder,
+                progress=context.progress,
+                should_stop=context.should_stop,
+                logger=context.logger,
+                run=context.run,
+                fence=context.fence,
+                watchers=watchers,
+            )
     infos = [read_info(root.checkpoint(name)) for name in (checkpoint_id, grpo_id) if root.checkpoint(name).exists()]
     recommended = next((info for info in infos if info.metrics.get("recommended")), infos[0])
     return {
