@@ -181,6 +181,7 @@ def test_a_client_that_vanishes_stops_the_feeding_and_frees_its_places(settings:
     engine = EchoEngine(gate=gate)
     with serving(create_app(settings.model_copy(update={"queue_size": 64}), engine)) as client:
         stream = client.score_stream(request((0, pointers(0)), (1, pointers(1))))
+        until(lambda: queue(client)["waiting"] >= 28)
         assert settled(lambda: queue(client)["waiting"]) == 28
         stream.close()
         until(lambda: client.stats()["totals"]["client_gone"] == 1)
@@ -224,6 +225,7 @@ def test_streams_share_batches_and_a_small_request_need_not_wait_for_them(settin
     large = [request(*((query_id, pointers(query_id)) for query_id in ids)) for ids in ((0, 1, 2), (3, 4, 5))]
     with serving(create_app(settings.model_copy(update={"queue_size": 64}), engine)) as client, ThreadPoolExecutor() as threads:
         streams = [threads.submit(read, client, asked) for asked in large]
+        until(lambda: queue(client)["waiting"] >= 48)
         assert settled(lambda: queue(client)["waiting"]) == 48
         small = threads.submit(client.score, request((8, [[0], [1]])))
         until(lambda: queue(client)["waiting"] == 50)
