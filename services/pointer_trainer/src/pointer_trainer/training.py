@@ -24,10 +24,11 @@ from leverplus.files import Fence, atomic_file
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer.batches import QueryExample, build_examples, collate
+from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
-from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.epochs import Progress, run_phase
+from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
@@ -36,7 +37,6 @@ from pointer_trainer.train_config import TrainConfig
 from pointer_trainer.training_state import StateFolder, TrainingState
 
 METRICS_FILE = "metrics.jsonl"
-HELD_OUT_BATCH = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = PointerSelectorV3(selector).to(device)
-        held_out = [collate(part, embeddings, device) for part in chunks(held_out_examples, HELD_OUT_BATCH)]
+        trained_on, held_out = (ExampleTable(part, embeddings, device) for part in (train_examples, held_out_examples))
         state = states.newest() or TrainingState()
         if state.rows:
             logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
@@ -137,9 +137,7 @@ def train(
             if phase.name != state.phase:
                 state.begin(phase.name)
             try:
-                epochs = run_phase(
-                    phase, config, model, train_examples, held_out, embeddings, progress, should_stop, state, logger
-                )
+                epochs = run_phase(phase, config, model, trained_on, held_out, progress, should_stop, state, logger)
                 for row in epochs:
                     state.rows.append({**row, **data_metrics})
                     best = state.best.get(phase.name)
