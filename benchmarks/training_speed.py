@@ -69,7 +69,7 @@ def draw_examples(count: int) -> list[QueryExample]:
     draw = np.random.default_rng(0)
     return [
         QueryExample(
-            query_id=ItemId(number),
+            query_id=ItemId(number % ITEMS),
             pool=draw.choice(ITEMS, POOL, replace=False),
             positions=np.stack([draw.choice(POOL, SHOTS, replace=False) for _ in range(CANDIDATES)]),
             rewards=draw.uniform(0, 2, CANDIDATES).astype(np.float32),
