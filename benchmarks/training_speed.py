@@ -161,8 +161,9 @@ def main() -> None:
         print(f"dropout {dropout}: plain loop {row['plain']:.1f} queries/s, ours {row['ours']:.1f}, {row['ratio']:.1f} times")
     device = torch.cuda.get_device_name() if arguments.device != "cpu" else None
     shape = {"candidates": CANDIDATES, "pool": POOL, "d_model": D_MODEL, "hidden": HIDDEN, "layers": LAYERS, "shots": SHOTS}
+    settings = {"device": arguments.device, "queries": arguments.queries, "batch-size": arguments.batch_size}
     result = {
-        "command": f"python benchmarks/training_speed.py --device {arguments.device} --batch-size {arguments.batch_size}",
+        "command": f"python benchmarks/training_speed.py {' '.join(f'--{name} {settings[name]}' for name in settings)}",
         "seed": 0,
         "machine": machine() | {"device": device, "torch": torch.__version__, "torch_threads": 1},
         "commit": arguments.commit or commit(),
