@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 
@@ -82,7 +83,7 @@ def test_the_served_choice_is_the_trainers(toy: Any, running: Callable[..., Any]
             near_ties += int((~certain).sum())
             differing += int((~same).sum())
     print(f"beam {beam}: {near_ties} of {5 * QUERIES} choices within {MARGIN}, {differing} of them fell differently")
-    assert near_ties <= 0.02 * 5 * QUERIES
+    assert near_ties <= 0.005 * 5 * QUERIES
 
 
 def test_exact_ties_go_to_the_lowest_position(tmp_path: Path, make_toy: Callable[..., Any], running: Callable[..., Any]) -> None:
@@ -136,9 +137,7 @@ def test_another_contract_is_refused_and_its_field_named(
         response = client.get(f"/select?query_id={TRAIN}&checkpoint={checkpoint}")
     problem = response.json()
     assert (response.status_code, problem["type"]) == (409, "FingerprintMismatch")
-    here = (
-        [{"name": "image", "start": 0, "stop": 8}, {"name": "question", "start": 8, "stop": 16}] if "blocks" in field else inner
-    )
+    here = orjson.loads(orjson.dumps(inner))
     assert problem["context"]["differences"] == {f"{part}.{field}": [stated, here]}
     assert f"{part}.{field}: expected {stated!r}, found" in problem["detail"]
     assert checkpoint in problem["detail"]
