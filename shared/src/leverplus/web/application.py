@@ -39,6 +39,7 @@ def create_service(
     lifespan: Any = None,
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
+    repeatable: Collection[str] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -46,8 +47,8 @@ def create_service(
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
     LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics. A body
     above `body_limit_mib` is answered with 413, but for the routes ("METHOD /path") in `body_limit_exempt`. A query parameter
-    that is given twice is refused: no route takes lists there. `stopping` is called when `serve` is told to stop, before open
-    requests are waited for: whoever answers slowly can end what it does then.
+    that is given twice is refused, but for those in `repeatable`, which are lists. `stopping` is called when `serve` is told
+    to stop, before open requests are waited for: whoever answers slowly can end what it does then.
     """
     app = FastAPI(
         title=title,
@@ -59,6 +60,7 @@ def create_service(
     )
     app.state.registry = CollectorRegistry()
     app.state.stopping = stopping
+    app.state.repeatable = frozenset(repeatable)
     install_problem_handlers(app)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
@@ -129,7 +131,8 @@ def _operation_id(route: APIRoute) -> str:
 async def _refuse_repeated_parameters(request: Request) -> None:
     if b"&" not in request.scope["query_string"]:
         return
-    names = [name for name, _ in request.query_params.multi_items()]
+    lists: frozenset[str] = request.app.state.repeatable
+    names = [name for name, _ in request.query_params.multi_items() if name not in lists]
     if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         given = ", ".join(repr(shorten(value)) for value in request.query_params.getlist(repeated[0])[:4])
         raise InvalidInput(f"query parameter {shorten(repeated[0])!r} is given more than once ({given}); give it once")
