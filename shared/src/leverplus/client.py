@@ -41,6 +41,7 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
         errors.NotFound,
         errors.Conflict,
         errors.QueueFull,
+        errors.NotInstalled,
         errors.Unavailable,
         errors.DeadlineExceeded,
         errors.Cancelled,

@@ -53,13 +53,19 @@ def settle_way(served: Served, asked: Choosing) -> Way:
 
 
 def resolve_query(
-    served: Served, query_id: int | None, question_id: str | None, embedding: Sequence[float] | None = None
+    served: Served,
+    query_id: int | None,
+    question_id: str | None,
+    embedding: Sequence[float] | None = None,
+    unseen: Query | None = None,
 ) -> Query:
-    """InvalidInput unless exactly one of the three is given; NotFound; InvalidEmbeddings for a vector of another kind."""
-    offered = {"query_id": query_id, "question_id": question_id, "embedding": embedding}
+    """InvalidInput unless exactly one of the four is given; NotFound; InvalidEmbeddings for a vector of another kind."""
+    offered = {"query_id": query_id, "question_id": question_id, "embedding": embedding, "image and question": unseen}
     given = [name for name, value in offered.items() if value is not None]
     if len(given) != 1:
         raise InvalidInput(f"a query needs one of {', '.join(offered)}; given: {', '.join(given) or 'none'}")
+    if unseen is not None:
+        return unseen
     if query_id is not None:
         return Query(served.dataset.item(query_id).item_id)
     if question_id is not None:

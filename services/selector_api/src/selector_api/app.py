@@ -12,15 +12,16 @@ from prometheus_client import Counter
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import create_service
+from selector_api.encoding import Encoding
 from selector_api.library import Library
 from selector_api.routes import router
 from selector_api.settings import SelectorSettings
 
 _BODY_LIMIT_MIB = 96
-"""A thousand embeddings of 4,096 numbers, 22 characters each."""
+"""A thousand embeddings of 4,096 numbers, 22 characters each; or a thousand photographs of 70 KB."""
 
 
-def create_app(settings: SelectorSettings) -> FastAPI:
+def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) -> FastAPI:
     """The application. It starts without a deployment too, and is ready once the default alias can be served."""
     library = Library(settings.data_root)
 
@@ -38,9 +39,11 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
+        app.state.encoding.close()
 
     app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB, repeatable=("exclude",))
     app.state.library = library
+    app.state.encoding = encoding or Encoding()
     app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
     app.include_router(router)
     return app

@@ -17,6 +17,7 @@ from selector_api.answers import resolve_query, select, settle_way
 from selector_api.library import Library
 from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
 from selector_api.serving import Served
+from selector_api.unseen import encode_unseen
 
 router = APIRouter()
 
@@ -37,17 +38,20 @@ async def select_one(request: Request, parameters: Annotated[SelectParameters, Q
 async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) -> Response:
     """Demonstrations for up to 1,000 queries, all or none of them, in the order they were asked.
 
-    A query that is given by its embedding is no item of the dataset: its pool is drawn with a seed made of the policy's
-    seed and the embedding's bytes (float32, little-endian), or by similarity to it, and nothing is excluded from it.
+    A query that is given by image and question, or by its embedding, is no item of the dataset: its pool is drawn with a seed
+    made of the policy's seed, the image file's bytes and the question (or the embedding's bytes: float32, little-endian), or by
+    similarity to it. Image and question are encoded here, by the dataset's encoder; where the image file is one of the
+    dataset's, items that show it are left out.
     """
     served = await _served(request, body)
     way = settle_way(served, body)
+    unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
         results: list[dict[str, Any]] = []
         for number, asked in enumerate(body.queries):
             try:
-                query = resolve_query(served, asked.query_id, asked.question_id, asked.embedding)
+                query = resolve_query(served, asked.query_id, asked.question_id, asked.embedding, unseen.get(number))
                 results.append(select(served, query, way))
             except LeverPlusError as exc:
                 exc.detail = f"queries.{number}: {exc.detail}"

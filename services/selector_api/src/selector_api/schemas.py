@@ -13,6 +13,7 @@ from leverplus.ids import MAX_SHOTS
 MAX_QUERIES = 1_000
 MAX_BEAM = 64
 MAX_EXCLUDED = 1_000
+MAX_QUESTION = 2_000
 
 PolicyName = Literal["v3", "random", "similar_image", "similar_text", "similar_joint", "best_fixed", "zero_shot"]
 
@@ -63,7 +64,7 @@ class SelectParameters(Choosing):
 
 
 class QueryReference(BaseModel):
-    """Exactly one of the three."""
+    """Exactly one of query_id, question_id, embedding, and question with its image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,6 +72,15 @@ class QueryReference(BaseModel):
     question_id: str | None = None
     embedding: Annotated[
         list[float] | None, Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it")
+    ] = None
+    image: Annotated[
+        str | None,
+        Field(
+            description="The image file of a query outside the dataset, in base64 or as a data URL: at most 10 MiB, 64 M pixels"
+        ),
+    ] = None
+    question: Annotated[
+        str | None, Field(max_length=MAX_QUESTION, description="Its question; alone where the dataset has no images")
     ] = None
 
 

@@ -6,7 +6,7 @@ import base64
 import io
 from pathlib import Path
 
-from vqa_scorer.engines.images import opened, read_image
+from leverplus.images import opened, read_image
 
 _SENT_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 
