@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput
+from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput, LeverPlusError
 from leverplus.ids import MAX_SHOTS
 from selector_api.fixed_pointer import fixed_pointer
-from selector_api.schemas import Choosing, PolicyName
+from selector_api.schemas import Choosing, PolicyName, QueryReference
 from selector_api.serving import Query, Served, Steps
 
 
@@ -84,6 +84,21 @@ def resolve_query(
         reason = "its length is not finite in float32; send it as the encoder makes it, of about unit length"
         raise InvalidEmbeddings(path="embedding", reason=reason)
     return Query(None, vector)
+
+
+def answer_each(
+    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], answer: Callable[[Query], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The answer to each query, all or none; an error names its query."""
+    answers: list[dict[str, Any]] = []
+    for number, each in enumerate(asked):
+        try:
+            query = resolve_query(served, each.query_id, each.question_id, each.embedding, unseen.get(number))
+            answers.append(answer(query))
+        except LeverPlusError as exc:
+            exc.detail = f"queries.{number}: {exc.detail}"
+            raise
+    return answers
 
 
 def select(served: Served, query: Query, way: Way) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Body, Query, Request, Response
@@ -12,10 +12,20 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
-from leverplus.errors import InvalidInput, LeverPlusError
-from selector_api.answers import resolve_query, select, settle_way
+from leverplus.errors import InvalidInput
+from selector_api.answers import answer_each, resolve_query, select, settle_way
 from selector_api.library import Library
-from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
+from selector_api.messages import Prompts
+from selector_api.schemas import (
+    Choosing,
+    MessagesRequest,
+    Prompt,
+    PromptList,
+    Selection,
+    Selections,
+    SelectParameters,
+    SelectRequest,
+)
 from selector_api.serving import Served
 from selector_api.unseen import encode_unseen
 
@@ -48,17 +58,41 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
-        results: list[dict[str, Any]] = []
-        for number, asked in enumerate(body.queries):
-            try:
-                query = resolve_query(served, asked.query_id, asked.question_id, asked.embedding, unseen.get(number))
-                results.append(select(served, query, way))
-            except LeverPlusError as exc:
-                exc.detail = f"queries.{number}: {exc.detail}"
-                raise
-        return orjson.dumps({"results": results})
+        return orjson.dumps({"results": answer_each(served, body.queries, unseen, lambda query: select(served, query, way))})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
+    content = await run_in_threadpool(answer)
+    request.app.state.selections.labels(way.policy).inc(len(body.queries))
+    return Response(content, media_type="application/json")
+
+
+@router.get("/messages", tags=["messages"], responses={200: {"model": Prompt}}, response_class=Response)
+async def messages_for_one(request: Request, parameters: Annotated[SelectParameters, Query()]) -> Response:
+    """The chosen demonstrations and the query as OpenAI chat messages, images as data URLs, in the prompt that was scored."""
+    served = await _served(request, parameters)
+    way = settle_way(served, parameters)
+    query = resolve_query(served, parameters.query_id, parameters.question_id)
+    prompts = Prompts(served)
+    content = await run_in_threadpool(lambda: orjson.dumps(prompts.prompt(query, select(served, query, way))))
+    request.app.state.selections.labels(way.policy).inc()
+    return Response(content, media_type="application/json")
+
+
+@router.post("/messages", tags=["messages"], responses={200: {"model": PromptList}}, response_class=Response)
+async def messages_for_many(request: Request, body: Annotated[MessagesRequest, Body()]) -> Response:
+    """Messages for up to 100 queries, all or none of them, in the order they were asked; their images together up to 64 MiB.
+
+    Queries are given as for POST /select; one that is given by its embedding alone has no image to show, and is refused.
+    """
+    served = await _served(request, body)
+    way = settle_way(served, body)
+    prompts = Prompts(served)
+    unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
+
+    def answer() -> bytes:
+        found = answer_each(served, body.queries, unseen, lambda query: prompts.prompt(query, select(served, query, way)))
+        return orjson.dumps({"results": found})
+
     content = await run_in_threadpool(answer)
     request.app.state.selections.labels(way.policy).inc(len(body.queries))
     return Response(content, media_type="application/json")

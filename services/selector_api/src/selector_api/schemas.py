@@ -11,6 +11,7 @@ from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.ids import MAX_SHOTS
 
 MAX_QUERIES = 1_000
+MAX_PROMPTS = 100
 MAX_BEAM = 64
 MAX_EXCLUDED = 1_000
 MAX_QUESTION = 2_000
@@ -88,6 +89,10 @@ class SelectRequest(Choosing):
     queries: Annotated[list[QueryReference], Field(min_length=1, max_length=MAX_QUERIES)]
 
 
+class MessagesRequest(Choosing):
+    queries: Annotated[list[QueryReference], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
 class ChosenItem(BaseModel):
     """A demonstration. `step_logprob`: log-probability of this step, null for policies without one."""
 
@@ -122,3 +127,22 @@ class Selection(BaseModel):
 
 class Selections(BaseModel):
     results: list[Selection]
+
+
+class PromptName(BaseModel):
+    name: str
+    version: int
+
+
+class Prompt(BaseModel):
+    """What the VLM is to be asked. `messages` are the body of a chat completion; `arguments` how answers were generated when the
+    checkpoint's training data were scored, of which `max_new_tokens` is the completion's `max_tokens`."""
+
+    selection: Selection
+    messages: list[dict[str, Any]]
+    prompt: PromptName
+    arguments: dict[str, Any]
+
+
+class PromptList(BaseModel):
+    results: list[Prompt]
