@@ -65,9 +65,7 @@ def test_a_template_is_found_again_in_its_fingerprint(known: PromptTemplate) -> 
     assert PromptTemplate.from_fingerprint(known.fingerprint()) == known
 
 
-@pytest.mark.parametrize(
-    "value", [{}, {"name": "x"}, {**CHAT.fingerprint(), "turns": "both"}, {**CHAT.fingerprint(), "system": 1}]
-)
+@pytest.mark.parametrize("changes", [{"name": None}, {"turns": "both"}, {"colour": "red"}])
 def test_a_fingerprint_of_no_template_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig, match="a fingerprint of no prompt template"):
         PromptTemplate.from_fingerprint({**CHAT.fingerprint(), **changes})
