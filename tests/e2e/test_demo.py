@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 
 from leverplus.checkpoints import load_checkpoint
-from leverplus.client import ScorerClient, SelectorClient, TrainerClient
+from leverplus.client import ScorerClient, TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, LeverPlusError
 from leverplus.launcher import Ports, Stack, StackConfig
 from leverplus.launcher.process_table import command_line, group_members
 from leverplus.rl_data import read
+from leverplus.selector_client import SelectorClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput, LeverPlusError
 from leverplus.ids import MAX_SHOTS
+from leverplus.selection import ChosenItem, PolicyName, Selection
 from selector_api.fixed_pointer import fixed_pointer
-from selector_api.schemas import Choosing, PolicyName, QueryReference
+from selector_api.schemas import Choosing, QueryReference
 from selector_api.serving import Query, Served, Steps
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,10 @@ def resolve_query(
 
 
 def answer_each(
-    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], answer: Callable[[Query], dict[str, Any]]
-) -> list[dict[str, Any]]:
+    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], answer: Callable[[Query], Answer]
+) -> list[Answer]:
     """The answer to each query, all or none; an error names its query."""
-    answers: list[dict[str, Any]] = []
+    answers: list[Answer] = []
     for number, each in enumerate(asked):
         try:
             query = resolve_query(served, each.query_id, each.question_id, each.embedding, unseen.get(number))
@@ -101,8 +104,7 @@ def answer_each(
     return answers
 
 
-def select(served: Served, query: Query, way: Way) -> dict[str, Any]:
-    """The answer, as schemas.Selection describes it."""
+def select(served: Served, query: Query, way: Way) -> Selection:
     steps: Steps = None
     if way.policy == "best_fixed":
         pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
@@ -128,7 +130,7 @@ def select(served: Served, query: Query, way: Way) -> dict[str, Any]:
     }
 
 
-def _chosen(served: Served, item_id: int, step: float | None) -> dict[str, Any]:
+def _chosen(served: Served, item_id: int, step: float | None) -> ChosenItem:
     item = served.dataset.items[item_id]
     return {
         "item_id": item_id,

@@ -8,6 +8,7 @@ from typing import Any
 from leverplus.data_urls import data_url
 from leverplus.errors import InvalidCheckpoint, InvalidInput
 from leverplus.prompts import Example, PromptTemplate, Unsolved
+from leverplus.selection import Prompt, Selection
 from selector_api.serving import Query, Served
 
 MOST_IMAGE_BYTES = 64 * 2**20
@@ -28,9 +29,9 @@ class Prompts:
         self._arguments: Mapping[str, Any] = generation.get("arguments") or {}
         self._bytes = 0
 
-    def prompt(self, query: Query, selection: dict[str, Any]) -> dict[str, Any]:
-        """The answer, as schemas.Prompt describes it. InvalidInput for a query without image and question, an image that cannot
-        be read, or once the images of this request are too many."""
+    def prompt(self, query: Query, selection: Selection) -> Prompt:
+        """InvalidInput for a query without image and question, an image that cannot be read, or once the images of this request
+        are too many."""
         dataset = self._served.dataset
         demonstrations = [dataset.items[item_id] for item_id in selection["pointer"]]
         asked, own_url = self._asked(query)
@@ -42,7 +43,7 @@ class Prompts:
             "selection": selection,
             "messages": self._template.chat_completion_messages(demonstrations, asked, image_urls),
             "prompt": {"name": self._template.name, "version": self._template.version},
-            "arguments": self._arguments,
+            "arguments": dict(self._arguments),
         }
 
     def _asked(self, query: Query) -> tuple[Example, str]:

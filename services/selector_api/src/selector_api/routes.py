@@ -13,19 +13,11 @@ from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput
+from leverplus.selection import Prompt, PromptList, Selection, Selections
 from selector_api.answers import answer_each, resolve_query, select, settle_way
 from selector_api.library import Library
 from selector_api.messages import Prompts
-from selector_api.schemas import (
-    Choosing,
-    MessagesRequest,
-    Prompt,
-    PromptList,
-    Selection,
-    Selections,
-    SelectParameters,
-    SelectRequest,
-)
+from selector_api.schemas import Choosing, MessagesRequest, SelectParameters, SelectRequest
 from selector_api.serving import Served
 from selector_api.unseen import encode_unseen
 

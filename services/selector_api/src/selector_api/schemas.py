@@ -1,22 +1,19 @@
-"""What is asked and answered over HTTP. Answers are written as plain dictionaries; their models document them."""
+"""What is asked over HTTP; leverplus.selection has what is answered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.ids import MAX_SHOTS
+from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, PolicyName
 
-MAX_QUERIES = 1_000
-MAX_PROMPTS = 100
 MAX_BEAM = 64
 MAX_EXCLUDED = 1_000
 MAX_QUESTION = 2_000
-
-PolicyName = Literal["v3", "random", "similar_image", "similar_text", "similar_joint", "best_fixed", "zero_shot"]
 
 Shots = Annotated[
     int | None,
@@ -91,58 +88,3 @@ class SelectRequest(Choosing):
 
 class MessagesRequest(Choosing):
     queries: Annotated[list[QueryReference], Field(min_length=1, max_length=MAX_PROMPTS)]
-
-
-class ChosenItem(BaseModel):
-    """A demonstration. `step_logprob`: log-probability of this step, null for policies without one."""
-
-    item_id: int
-    question: str
-    answer: str | None
-    image_url: str | None = Field(description="Path at this service; null in a dataset without images")
-    step_logprob: float | None
-
-
-class PoolDescription(BaseModel):
-    size: int
-    policy: dict[str, Any] = Field(description="The checkpoint's pool policy")
-    sha256: str = Field(description="Of the canonical JSON of the pool's item ids in order")
-    excluded: list[int] = Field(
-        description="What was taken out of the query's pool before: items that were to be excluded, or that show its own image"
-    )
-
-
-class Selection(BaseModel):
-    """Demonstrations in prompt order: the last one stands next to the query. `query_id` is null for an embedding."""
-
-    query_id: int | None
-    pointer: list[int]
-    icds: list[ChosenItem]
-    logprob: float | None = Field(description="Log-probability of the pointer, null for policies without one")
-    policy: str
-    checkpoint: str
-    pool: PoolDescription
-    fingerprint: dict[str, str] = Field(description="sha256 of the dataset and pool contracts that were served")
-
-
-class Selections(BaseModel):
-    results: list[Selection]
-
-
-class PromptName(BaseModel):
-    name: str
-    version: int
-
-
-class Prompt(BaseModel):
-    """What the VLM is to be asked. `messages` are the body of a chat completion; `arguments` how answers were generated when the
-    checkpoint's training data were scored, of which `max_new_tokens` is the completion's `max_tokens`."""
-
-    selection: Selection
-    messages: list[dict[str, Any]]
-    prompt: PromptName
-    arguments: dict[str, Any]
-
-
-class PromptList(BaseModel):
-    results: list[Prompt]

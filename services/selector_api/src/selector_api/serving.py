@@ -21,8 +21,8 @@ from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
 from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
+from leverplus.selection import PolicyName, PoolDescription
 from selector_api.own_image import OwnImage
-from selector_api.schemas import PolicyName
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
     "similar_image": "image",
@@ -44,7 +44,7 @@ class Pool:
     """Item ids [K] in order, and what the answer says of them."""
 
     ids: Ids
-    description: dict[str, Any]
+    description: PoolDescription
 
     @classmethod
     def described(cls, ids: Ids, policy: dict[str, Any]) -> Pool:

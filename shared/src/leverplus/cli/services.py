@@ -107,8 +107,8 @@ def select(
 ) -> None:
     """The demonstrations that the promoted selector chooses for a query."""
     from leverplus.cli.output import print_json
-    from leverplus.client import SelectorClient
     from leverplus.errors import InvalidInput
+    from leverplus.selector_client import SelectorClient
 
     if (query_id is None) == (question_id is None):
         raise InvalidInput("name the query by --query-id or by --question-id")

@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, LeverPlusError, Unavailable, shorten
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate
+from leverplus.retrying import RetryPolicy
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
-from vqa_scorer.engines.openai_server import BadAnswer, OpenAIServer, RetryPolicy
+from vqa_scorer.engines.openai_server import BadAnswer, OpenAIServer
 
 logger = logging.getLogger(__name__)
 
