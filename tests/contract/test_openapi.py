@@ -50,6 +50,7 @@ ROUTES = {
         ("get", "/messages"),
         ("post", "/messages"),
         ("get", "/items/{dataset}/{item_id}/image"),
+        ("get", "/deployments"),
     },
 }
 

@@ -12,7 +12,9 @@ from prometheus_client import Counter
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import create_service
+from selector_api.deployment_routes import router as deployments_router
 from selector_api.encoding import Encoding
+from selector_api.health import HealthChecks, HealthGauges
 from selector_api.library import Library
 from selector_api.routes import router
 from selector_api.settings import SelectorSettings
@@ -23,7 +25,8 @@ _BODY_LIMIT_MIB = 96
 
 def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) -> FastAPI:
     """The application. It starts without a deployment too, and is ready once the default alias can be served."""
-    library = Library(settings.data_root)
+    health = HealthChecks()
+    library = Library(settings.data_root, health)
 
     def ready() -> str | None:
         served, fault = library.follow(DEFAULT_ALIAS)
@@ -40,10 +43,14 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
         app.state.encoding.close()
+        health.close()
 
     app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB, repeatable=("exclude",))
     app.state.library = library
+    app.state.health = health
+    app.state.registry.register(HealthGauges(library.served, health))
     app.state.encoding = encoding or Encoding()
     app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
     app.include_router(router)
+    app.include_router(deployments_router)
     return app

@@ -5,6 +5,7 @@ It is served only where dataset, embeddings and pool policy have the fingerprint
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -22,6 +23,7 @@ from leverplus.ids import Position
 from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
 from leverplus.selection import PolicyName, PoolDescription
+from leverplus.selector_health import SelectorHealth, measure_health, shots_of
 from selector_api.own_image import OwnImage
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
@@ -34,6 +36,8 @@ _POOLS_KEPT = 4_096
 _POOL_IDS_KEPT = 2_000_000
 _ITEMS_PREPARED = 32_768
 """More items than this are projected when they are asked for: 2 KiB an item would be too much memory."""
+
+_UNDESCRIBED: PoolDescription = {"size": 0, "policy": {}, "sha256": "", "excluded": []}
 
 Positions = tuple[Position, ...]
 Steps = tuple[float, ...] | None
@@ -123,6 +127,16 @@ class Served:
             image_id=None if same is None else self.dataset.items[same].image_id,
         )
         return Pool.described(ids, self._pool_policy).without(self.showing_its_image(query, ids))
+
+    def health(self, check: Callable[[], None]) -> SelectorHealth:
+        """What `measure_health` finds of the checkpoint's own choices."""
+        shots = shots_of(self.info)
+
+        def choose(vector: Vector, ids: Ids) -> list[int]:
+            positions, _ = self.choose(Query(None, vector), Pool(ids, _UNDESCRIBED), "v3", shots, 1)
+            return ids[list(positions)].tolist()
+
+        return measure_health(choose, self._pools, self.embeddings, shots=shots, check=check)
 
     def showing_its_image(self, query: Query, ids: Ids) -> npt.NDArray[np.bool_]:
         """[K] which of `ids` [K] show the query's own image, as far as it is known."""

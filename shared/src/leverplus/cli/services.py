@@ -85,6 +85,7 @@ def promote(
     """Have an alias serve a checkpoint."""
     from leverplus.cli.output import print_json
     from leverplus.client import TrainerClient
+    from leverplus.selector_health import health_warnings
 
     with TrainerClient(trainer_url) as client:
         deployment = client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason)
@@ -92,6 +93,8 @@ def promote(
         print_json(deployment)
     else:
         print(f"{alias} serves {checkpoint}; reason recorded: {reason!r}")
+        for warning in health_warnings(deployment.get("health")):
+            print(f"warning: {checkpoint}: {warning}")
 
 
 def select(
