@@ -12,7 +12,7 @@ import torch
 
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Cancelled, TrainingDiverged
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from pointer_trainer.batches import QueryExample, RlBatch, collate
 from pointer_trainer.held_out import NAMES, measure_held_out
 from pointer_trainer.objectives import COUNTS, LAST, MEANS, Objective, summarise
@@ -29,7 +29,7 @@ _Part = TypeVar("_Part")
 def run_phase(
     phase: Phase,
     config: TrainConfig,
-    model: PointerSelectorV3,
+    model: Selector,
     examples: Sequence[QueryExample],
     held_out: Sequence[RlBatch],
     embeddings: Embeddings,
@@ -47,6 +47,7 @@ def run_phase(
     device = held_out[0].query_emb.device
     parameters = train_only(model, phase.trainable)
     optimizer = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=config.weight_decay)
+    examples = phase.material(examples)
     total = phase.steps(examples, config.batch_size)
     objective = Objective(config, phase, model, total)
     nothing = dict.fromkeys(("train_loss", "grad_norm", *MEANS, *COUNTS, *LAST))

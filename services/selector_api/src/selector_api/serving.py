@@ -16,7 +16,7 @@ from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidCheckpoint
 from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
-from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
+from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
 from selector_api.schemas import PolicyName
 
@@ -78,7 +78,7 @@ class Served:
         subject = f"what lies here for checkpoint {info.checkpoint_id}"
         info.fingerprint.require_same(found, subject=subject, parts=("dataset", "pool"))
         self.digests = found.digests()
-        self._policy = V3Policy(tensors, info.selector_config)
+        self._policy = selector_policy(tensors, info.selector_config)
         self._prepared = self._policy.prepare(embeddings.candidate) if len(embeddings) <= _ITEMS_PREPARED else None
         self._pools = Pools(dataset, embeddings, policy)
         self._seed = policy.seed

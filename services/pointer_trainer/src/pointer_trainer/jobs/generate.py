@@ -23,7 +23,7 @@ from leverplus.ids import ItemId
 from leverplus.pools import Pools
 from leverplus.rl_data import Candidate, QueryRecord
 from leverplus.scoring import ScoredCandidate
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from leverplus.selector.model import selector_from_tensors
 from pointer_trainer.candidates import mixture_weights
 from pointer_trainer.context import JobContext
@@ -87,9 +87,7 @@ def _sources(request: GenerateRequest) -> str:
     return ", ".join(f"{name} {value}" for name, value in asked.items())
 
 
-def _selector(
-    context: JobContext, request: GenerateRequest, own: Fingerprint, d_model: int
-) -> tuple[PointerSelectorV3, dict[str, Any]]:
+def _selector(context: JobContext, request: GenerateRequest, own: Fingerprint, d_model: int) -> tuple[Selector, dict[str, Any]]:
     if request.checkpoint is None:
         return initialised_selector(d_model, request.seed)
     tensors, info = load_checkpoint(context.data_root.checkpoint(request.checkpoint))
