@@ -1,5 +1,9 @@
 """The service that `selector_peers.py bentoml` starts."""
 
+# The servers it speaks of are not installed where types are checked.
+# pyright: reportMissingImports=false, reportUntypedClassDecorator=false, reportUntypedFunctionDecorator=false
+# pyright: reportUntypedBaseClass=false, reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import os

@@ -2,10 +2,11 @@
 
     python benchmarks/selector_http.py [--seconds 5] [--pools 64 9009] [--peers hello litserve bentoml ray]
 
-Needs wrk (https://github.com/wg/wrk; a package of most systems), which opens 1, 16 and 64 connections from one thread. Each server runs alone, as
-it is shipped (middleware, no keys), one worker, the others' own defaults; peers are installed into virtual environments of their own
-below `--environments`, torch and this project's packages are lent to them. What peers do is less: see selector_peers.py.
-"Uncached": ids that were not asked for before, in turn over 40,000 test queries, more than any cache keeps. "Known": 256 ids, again and again.
+Needs wrk (https://github.com/wg/wrk; a package of most systems), which opens 1, 16 and 64 connections from one thread. Each
+server runs alone, as it is shipped (middleware, no keys), one worker, the others' own defaults; peers are installed into virtual
+environments of their own below `--environments`, torch and this project's packages are lent to them. What peers do is less: see
+selector_peers.py. "Uncached": ids that were not asked for before, in turn over 40,000 test queries, more than any cache keeps.
+"Known": 256 ids, again and again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,13 @@
 """The same choice behind other servers, and a hello-world: `python benchmarks/selector_peers.py <server> <data root> <port>`.
 
-litserve, bentoml and ray answer `GET`/`POST` with the pointer of a query id, by the selector in torch, one query at a time, with the
-embeddings in memory and the pools drawn beforehand: less than GET /select does. hello is FastAPI on uvicorn with nothing behind it.
+litserve, bentoml and ray answer `GET`/`POST` with the pointer of a query id, by the selector in torch, one query at a time, with
+the embeddings in memory and the pools drawn beforehand: less than GET /select does. hello is FastAPI on uvicorn with nothing
+behind it.
 """
+
+# The servers it speaks of are not installed where types are checked.
+# pyright: reportMissingImports=false, reportUntypedClassDecorator=false, reportUntypedFunctionDecorator=false
+# pyright: reportUntypedBaseClass=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 
@@ -10,6 +15,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from leverplus.ids import ItemId
 
 NAME = "drawn"
 
@@ -20,11 +27,11 @@ class Chooser:
     def __init__(self, data: Path) -> None:
         import torch
 
+        from leverplus.checkpoints import load_checkpoint
         from leverplus.data_root import DataRoot
         from leverplus.dataset import Dataset
         from leverplus.deployments import read_deployment
         from leverplus.embeddings import Embeddings
-        from leverplus.checkpoints import load_checkpoint
         from leverplus.pools import PoolPolicy, Pools
         from leverplus.selector import selector_from_checkpoint
 
@@ -49,7 +56,7 @@ class Chooser:
         self._shared = torch.from_numpy(drawn) if drawn is not None else None
 
     def __call__(self, query_id: int) -> list[int]:
-        pool = self._pools[query_id] if self._shared is None else self._shared
+        pool = self._pools[ItemId(query_id)] if self._shared is None else self._shared
         chosen = self._model.select(self._vectors[query_id][None], self._vectors[pool][None], self._shots)
         return pool[chosen.positions[0]].tolist()
 
