@@ -32,8 +32,7 @@ def sweep(context: JobContext) -> dict[str, Any]:
         raise LeverPlusError("a sweep needs a job store, which holds its children")
     request = SweepConfig.model_validate(context.config)
     points = read_grid(request.base.config, request.axes)
-    _run_all(context, context.children)
-    jobs = {job.id: job for job in context.children.list()}
+    jobs = {job.id: job for job in _run_all(context, context.children)}
     children = [(point, jobs.get(child_id(context.job_id, point.number))) for point in points]
     result = report(children, request.skipped)
     write_json(context.run_folder / "sweep.json", result, fence=context.fence)
@@ -48,9 +47,9 @@ def sweep(context: JobContext) -> dict[str, Any]:
     return result
 
 
-def _run_all(context: JobContext, children: Children) -> None:
-    """Returns when every child has ended. Those that wait are run here; those that run elsewhere are waited for, and taken over
-    when their worker is gone."""
+def _run_all(context: JobContext, children: Children) -> Sequence[Job]:
+    """The children, when every one has ended. Those that wait are run here; those that run elsewhere are waited for, and taken
+    over when their worker is gone."""
     told_s = 0.0
 
     def tell(jobs: Sequence[Job]) -> None:
@@ -77,7 +76,7 @@ def _run_all(context: JobContext, children: Children) -> None:
             tell(jobs)
             open_jobs = [job for job in jobs if job.status not in TERMINAL]
             if not open_jobs:
-                return
+                return jobs
             # A claim on one that runs succeeds only where its heartbeat has stopped.
             waiting_first = sorted(open_jobs, key=lambda job: job.status != "queued")
             if any(children.run(job.id, watch) for job in waiting_first):
