@@ -180,7 +180,7 @@ def test_only_query_id_is_required(shared_world: World, client: TestClient) -> N
     assert answer["logprob"] == pytest.approx(sum(icd["step_logprob"] for icd in answer["icds"]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     query_id=st.integers(0, ITEMS - 1),
     shots=st.integers(0, 3),
