@@ -26,10 +26,11 @@ from leverplus.files import Fence, atomic_file
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import new_selector
-from pointer_trainer.batches import QueryExample, build_examples, collate
+from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
-from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.epochs import Progress, run_phase
+from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
@@ -38,7 +39,6 @@ from pointer_trainer.train_config import TrainConfig
 from pointer_trainer.training_state import StateFolder, TrainingState
 
 METRICS_FILE = "metrics.jsonl"
-HELD_OUT_BATCH = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +95,8 @@ def train(
                 + f": {counts.to_json()}"
             )
     imitated = _imitated(phases[0], train_examples, rl_data, rl_data_refs, logger) if config.supervised_epochs > 0 else {}
-    shots = {phase.name: _shots(phase.material(train_examples)) for phase in phases}
+    material = {phase.name: phase.material(train_examples) for phase in phases}
+    shots = {name: _shots(part) for name, part in material.items()}
     for counts_of_phase in shots.values():
         if not any(config.shot_weights.get(count, 1.0) for count in counts_of_phase):
             reason = f"{config.shot_weights} leaves nothing of data with shots {counts_of_phase}"
@@ -132,7 +133,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = new_selector(selector).to(device)
-        held_out = [collate(part, embeddings, device) for part in chunks(held_out_examples, HELD_OUT_BATCH)]
+        held_out = ExampleTable(held_out_examples, embeddings, device)
         state = states.newest() or TrainingState()
         if state.rows:
             logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
@@ -143,10 +144,9 @@ def train(
                 model.load_state_dict(state.best_weights(phases[phase.index - 1].name))
             if phase.name != state.phase:
                 state.begin(phase.name)
+            trained_on = ExampleTable(material[phase.name], embeddings, device)
             try:
-                epochs = run_phase(
-                    phase, config, model, train_examples, held_out, embeddings, progress, should_stop, state, logger
-                )
+                epochs = run_phase(phase, config, model, trained_on, held_out, progress, should_stop, state, logger)
                 for row in epochs:
                     state.rows.append({**row, **data_metrics})
                     best = state.best.get(phase.name)
