@@ -60,7 +60,7 @@ def _write_dataset(root: DataRoot) -> Dataset:
         Item(
             item_id=ItemId(n),
             split="train" if n < TRAIN else "test",
-            image=images.get(n, "images/0.png"),
+            image=images.get(n, f"images/of-{n // 2}.png"),
             image_id=f"image-{n // 2}",
             question_id=f"q{n}",
             question=f"what is {n}?",
@@ -170,7 +170,7 @@ def test_only_query_id_is_required(shared_world: World, client: TestClient) -> N
     assert answer["query_id"] == 45
     assert answer["checkpoint"] == "ckpt-a"
     assert answer["policy"] == "v3"
-    assert answer["pool"] == {"size": 8, "policy": POLICY.fingerprint(), "sha256": digest(pool.tolist())}
+    assert answer["pool"] == {"size": 8, "policy": POLICY.fingerprint(), "sha256": digest(pool.tolist()), "excluded": []}
     assert set(answer["fingerprint"]) == {"dataset", "pool"}
     assert len(answer["pointer"]) == 3
     assert set(answer["pointer"]) <= set(pool.tolist())

@@ -10,8 +10,9 @@ import numpy as np
 
 from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput
 from leverplus.ids import MAX_SHOTS
-from selector_api.schemas import PolicyName
-from selector_api.serving import Query, Served
+from selector_api.fixed_pointer import fixed_pointer
+from selector_api.schemas import Choosing, PolicyName
+from selector_api.serving import Query, Served, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,15 @@ class Way:
     policy: PolicyName
     shots: int
     beam: int
+    exclude: tuple[int, ...] = ()
 
 
-def settle_way(served: Served, policy: PolicyName, shots: int | None, beam: int, dataset: str | None) -> Way:
-    """Checks what was asked against the checkpoint. InvalidConfig naming the field; FingerprintMismatch for another dataset."""
-    info = served.info
+def settle_way(served: Served, asked: Choosing) -> Way:
+    """Checks what was asked against the checkpoint.
+
+    InvalidConfig naming the field; FingerprintMismatch for another dataset; NotFound for an item that it has not.
+    """
+    info, policy, shots, beam, dataset = served.info, asked.policy, asked.shots, asked.beam, asked.dataset
     if dataset is not None and dataset != info.dataset:
         raise FingerprintMismatch(
             subject=f"checkpoint {info.checkpoint_id}", differences={"dataset.name": (dataset, info.dataset)}
@@ -42,7 +47,9 @@ def settle_way(served: Served, policy: PolicyName, shots: int | None, beam: int,
         raise InvalidConfig(field="shots", reason=reason)
     if policy != "v3" and beam != 1:
         raise InvalidConfig(field="beam", reason=f"{beam}, but policy {policy} knows no beam; leave it out")
-    return Way(policy, shots, beam)
+    for item_id in asked.exclude:
+        served.dataset.item(item_id)
+    return Way(policy, shots, beam, asked.exclude)
 
 
 def resolve_query(
@@ -75,11 +82,19 @@ def resolve_query(
 
 def select(served: Served, query: Query, way: Way) -> dict[str, Any]:
     """The answer, as schemas.Selection describes it."""
-    pool = served.pool(query)
-    if way.shots > len(pool.ids):
-        raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates")
-    positions, steps = served.choose(query, pool, way.policy, way.shots, way.beam)
-    pointer: list[int] = pool.ids[list(positions)].tolist()
+    steps: Steps = None
+    if way.policy == "best_fixed":
+        pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
+    else:
+        pool = served.pool(query)
+        if way.exclude:
+            pool = pool.without(np.isin(pool.ids, way.exclude))
+        if way.shots > len(pool.ids):
+            left_out = len(pool.description["excluded"])
+            after = f" after {left_out} were left out" if left_out else ""
+            raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates{after}")
+        positions, steps = served.choose(query, pool, way.policy, way.shots, way.beam)
+        pointer = pool.ids[list(positions)].tolist()
     return {
         "query_id": query.item_id,
         "pointer": pointer,

@@ -39,7 +39,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
 
-    app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB)
+    app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB, repeatable=("exclude",))
     app.state.library = library
     app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
     app.include_router(router)

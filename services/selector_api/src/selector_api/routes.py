@@ -33,9 +33,9 @@ _IMAGE_MAX_AGE_S = 3600
 )
 async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
-    parameters = query_parameters(request, SelectParameters)
+    parameters = query_parameters(request, SelectParameters, lists=("exclude",))
     served = await _served(request, parameters)
-    way = settle_way(served, parameters.policy, parameters.shots, parameters.beam, parameters.dataset)
+    way = settle_way(served, parameters)
     answer = select(served, resolve_query(served, parameters.query_id, parameters.question_id), way)
     request.app.state.selections.labels(way.policy).inc()
     return Response(orjson.dumps(answer), media_type="application/json")
@@ -49,7 +49,7 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     seed and the embedding's bytes (float32, little-endian), or by similarity to it, and nothing is excluded from it.
     """
     served = await _served(request, body)
-    way = settle_way(served, body.policy, body.shots, body.beam, body.dataset)
+    way = settle_way(served, body)
 
     def answer() -> bytes:
         results: list[dict[str, Any]] = []

@@ -10,6 +10,9 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from leverplus.checkpoints import CheckpointInfo, Tensors
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
@@ -18,6 +21,7 @@ from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
 from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
+from selector_api.own_image import OwnImage
 from selector_api.schemas import PolicyName
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
@@ -42,19 +46,35 @@ class Pool:
     ids: Ids
     description: dict[str, Any]
 
+    @classmethod
+    def described(cls, ids: Ids, policy: dict[str, Any]) -> Pool:
+        return cls(ids, {"size": len(ids), "policy": policy, "sha256": digest(ids), "excluded": []})
+
+    def without(self, left_out: npt.NDArray[np.bool_]) -> Pool:
+        """What is left when the ids that `left_out` [K] marks are taken out; they stand in the description."""
+        if not left_out.any():
+            return self
+        narrowed = self.described(self.ids[~left_out], self.description["policy"])
+        narrowed.description["excluded"] = [*self.description["excluded"], *self.ids[left_out].tolist()]
+        return narrowed
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Either an item of the dataset, or the vector [d] of something else."""
+    """Either an item of the dataset, or something else: its vector [d], and where they are known its image file and question."""
 
     item_id: int | None
     vector: Vector | None = None
+    image: bytes | None = None
+    question: str | None = None
 
     @property
     def data(self) -> bytes:
-        """The vector's bytes: float32, little-endian."""
+        """What stands for a query outside the dataset: its image's bytes, else its vector's (float32, little-endian)."""
+        if self.image is not None:
+            return self.image
         assert self.vector is not None
-        return self.vector.astype("<f4").tobytes()
+        return b"" if self.question is not None else self.vector.astype("<f4").tobytes()
 
 
 class Served:
@@ -81,6 +101,7 @@ class Served:
         self._policy = selector_policy(tensors, info.selector_config)
         self._prepared = self._policy.prepare(embeddings.candidate) if len(embeddings) <= _ITEMS_PREPARED else None
         self._pools = Pools(dataset, embeddings, policy)
+        self._own_image = OwnImage(dataset)
         self._seed = policy.seed
         self._pool_policy = policy.fingerprint()
         # A pool is worth keeping, but one of the sampler `all` is as long as the split.
@@ -88,18 +109,37 @@ class Served:
         self._pool_of_item = lru_cache(max(1, kept))(self._draw_pool)
 
     def pool(self, query: Query) -> Pool:
-        """The pool of an item, or of a vector outside the dataset: seeded by its bytes, and nothing is excluded from it."""
+        """The pool of an item, or of a query outside the dataset: seeded by its image and question, else by its vector.
+
+        An item that shows the query's own image is in none, whatever the policy that the checkpoint was trained with.
+        """
         if query.item_id is not None:
             return self._pool_of_item(query.item_id)
-        assert query.vector is not None
-        return self._described(self._pools.pool_of_unseen(image=query.data, question="", vector=query.vector))
+        same = self._item_of_image(query)
+        ids = self._pools.pool_of_unseen(
+            image=query.data,
+            question=query.question or "",
+            vector=query.vector,
+            image_id=None if same is None else self.dataset.items[same].image_id,
+        )
+        return Pool.described(ids, self._pool_policy).without(self.showing_its_image(query, ids))
+
+    def showing_its_image(self, query: Query, ids: Ids) -> npt.NDArray[np.bool_]:
+        """[K] which of `ids` [K] show the query's own image, as far as it is known."""
+        item_id = self._item_of_image(query)
+        return np.zeros(len(ids), dtype=np.bool_) if item_id is None else self._own_image.shown_by(ids, item_id)
+
+    def _item_of_image(self, query: Query) -> int | None:
+        if query.item_id is not None or query.image is None:
+            return query.item_id
+        return self._own_image.item_with(query.image)
 
     def choose(self, query: Query, pool: Pool, policy: PolicyName, shots: int, beam: int) -> tuple[Positions, Steps]:
         """Positions in the pool, and the log-probability of each where the policy has any."""
         if policy == "zero_shot":
             return zero_shot(), None
         if policy == "random":
-            identity = query.item_id if query.item_id is not None else sha256(query.data).hexdigest()
+            identity = query.item_id if query.item_id is not None else _identity(query)
             return random_positions(len(pool.ids), shots, seed=self._seed, query=identity), None
         vector = query.vector
         if query.item_id is not None:
@@ -114,7 +154,11 @@ class Served:
         return choice.positions, choice.step_logprobs
 
     def _draw_pool(self, item_id: int) -> Pool:
-        return self._described(self._pools.pool(item_id))
+        pool = Pool.described(self._pools.pool(item_id), self._pool_policy)
+        return pool.without(self._own_image.shown_by(pool.ids, item_id))
 
-    def _described(self, ids: Ids) -> Pool:
-        return Pool(ids, {"size": len(ids), "policy": self._pool_policy, "sha256": digest(ids)})
+
+def _identity(query: Query) -> str:
+    """Of a query outside the dataset, for what is drawn for it."""
+    data = sha256(query.data).hexdigest()
+    return data if query.question is None else f"{data} {query.question}"
