@@ -2,10 +2,10 @@
 
     python benchmarks/selector_compute.py [--pools 64 1024 9009 100000 443757] [--repeats 5]
 
-Three layers, 512 → 256, four shots, one thread, random weights; the candidates' projections are made beforehand for ours, as in the
-service, and not for the plain forward, which is written as a research repository writes it. The two are asked in turns and must
-choose the same ids. The floor: (layers + steps) passes over the K × 256 matrix at the rate at which a dot product reads one of that
-size in the same run.
+Three layers, 512 → 256, four shots, one thread, random weights; the candidates' projections are made beforehand for ours, as in
+the service, and not for the plain forward, which is written as a research repository writes it. The two are asked in turns and
+must choose the same ids. The floor: (layers + steps) passes over the K × 256 matrix at the rate at which a dot product reads one
+of that size in the same run.
 """
 
 from __future__ import annotations

@@ -21,18 +21,17 @@ def top_in_order(scores: Vector, count: int) -> npt.NDArray[np.int64]:
 
     Where fewer than `count` are above -inf, the last ones mean nothing.
     """
-    best = [_first_highest(scores)]
+    remaining = scores.reshape(-1, scores.shape[-1])
     if count > 1:
-        remaining = scores.copy()
-        for _ in range(count - 1):
-            np.put_along_axis(remaining, best[-1], -np.inf, axis=-1)
-            best.append(_first_highest(remaining))
-    return np.concatenate(best, axis=-1) if count else np.empty((*scores.shape[:-1], 0), dtype=np.int64)
-
-
-def _first_highest(scores: Vector) -> npt.NDArray[np.int64]:
-    edge = scores.max(axis=-1, keepdims=True) - np.float32(TIE_TOLERANCE)
-    return (scores >= edge).argmax(axis=-1, keepdims=True)
+        remaining = remaining.copy()
+    row = np.arange(len(remaining))
+    best = np.empty((len(remaining), count), dtype=np.int64)
+    for step in range(count):
+        edge = remaining.max(axis=1, keepdims=True) - np.float32(TIE_TOLERANCE)
+        best[:, step] = index = (remaining >= edge).argmax(axis=1)
+        if step + 1 < count:
+            remaining[row, index] = -np.inf
+    return best.reshape(*scores.shape[:-1], count)
 
 
 def measurable(name: str, vectors: Vector) -> Vector:

@@ -1,8 +1,8 @@
 """PointerSelectorV3 in numpy, its keys and values folded (exact but for rounding).
 
 One query attends to its pool, so a head's scores are context @ (Wk' (Wq x + bq)) / sqrt(width) — the key bias cancels in the
-softmax — and what it adds is Wo (Wv (weights @ context) + bv): no key and no value of any candidate is ever made, and the two pairs
-of matrices are multiplied once, when the selector is loaded.
+softmax — and what it adds is Wo (Wv (weights @ context) + bv): no key and no value of any candidate is ever made, and the two
+pairs of matrices are multiplied once, when the selector is loaded.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from leverplus.vectors import Vector, measurable, sigmoid, softmax, unit
 
 
 class _Layer(NamedTuple):
-    """One round of attention of n heads: into [h, n·h] and into_bias [n·h] make each head's query, out [n·h, h] and out_bias [h] what
-    is added for its sum over the pool."""
+    """One round of attention of n heads: into [h, n·h] and into_bias [n·h] make each head's query, out [n·h, h] and out_bias [h]
+    what is added for its sum over the pool."""
 
     into: Vector
     into_bias: Vector

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
@@ -41,6 +42,8 @@ def create_service(
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
     repeatable: Collection[str] = (),
+    registry: CollectorRegistry | None = None,
+    innermost: Collection[Middleware] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -58,9 +61,11 @@ def create_service(
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
     )
-    app.state.registry = CollectorRegistry()
+    app.state.registry = registry or CollectorRegistry()
     app.state.stopping = stopping
     install_problem_handlers(app)
+    for middleware in innermost:
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
     app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)

@@ -16,7 +16,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def query_parameters(request: Request, model: type[Model], *, lists: Collection[str] = ()) -> Model:
-    """What was asked for, or the same RequestValidationError as FastAPI raises. `lists`: parameters that may be given several times."""
+    """What was asked for, or the same RequestValidationError as FastAPI raises. `lists`: what may be given several times."""
     given: dict[str, Any] = dict(request.query_params)
     for name in lists:
         if name in given:
