@@ -31,6 +31,7 @@ from leverplus.rl_data import Candidate, QueryRecord, RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
 from pointer_trainer import losses
 from pointer_trainer.batches import build_examples
+from pointer_trainer.best_fixed import rank_fixed_pointers
 from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.results import TrainResult
 from pointer_trainer.splits import split_queries
@@ -236,6 +237,9 @@ def test_what_a_run_leaves_behind(world: World, tmp_path: Path):
     assert info.metrics == dict(result.metrics)
     assert info.fingerprint.digests() == world.data.fingerprint.digests()
     assert info.pool_policy == world.policy.to_json()
+    trained = sorted(world.data.records, key=lambda record: record.query_id)[:64]
+    assert info.best_fixed == rank_fixed_pointers(trained)
+    assert set(info.best_fixed) == {"1", "2"}
     assert read_train_config(info.training) == TrainConfig(**QUICK)
     assert tensors["query_proj.weight"].shape == (16, 16)
 

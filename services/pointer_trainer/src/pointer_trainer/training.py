@@ -25,9 +25,10 @@ from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDive
 from leverplus.files import Fence, atomic_file
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy
-from leverplus.rl_data import RlData
+from leverplus.rl_data import QueryRecord, RlData
 from leverplus.selector import new_selector
 from pointer_trainer.batches import QueryExample, build_examples
+from pointer_trainer.best_fixed import rank_fixed_pointers
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
@@ -127,6 +128,7 @@ def train(
         metrics={},
         code_version=leverplus.__version__,
         created_at="",
+        best_fixed=rank_fixed_pointers(_records_of(files, set(parts[0]))),
     )
     infos = {name: replace(info, shots=counts_of_phase) for name, counts_of_phase in shots.items()}
     states = StateFolder(run_folder, run, _identity(info, embeddings, device), fence=fence, logger=logger)
@@ -262,6 +264,10 @@ def _device(config: TrainConfig) -> torch.device:
 
 def _of(examples: Sequence[QueryExample], query_ids: set[Any]) -> list[QueryExample]:
     return [example for example in examples if example.query_id in query_ids]
+
+
+def _records_of(files: Sequence[RlData], query_ids: set[Any]) -> list[QueryRecord]:
+    return [record for data in files for record in data.records if record.query_id in query_ids]
 
 
 def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], fence: Fence) -> None:

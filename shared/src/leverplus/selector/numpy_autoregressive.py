@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from leverplus.errors import InvalidConfig
 from leverplus.selector.config import POSITIONS, SelectorConfig
-from leverplus.selector.numpy_base import PolicyState, PreparedCandidates, SelectorPolicy
+from leverplus.selector.numpy_base import Mask, PolicyState, SelectorPolicy
 from leverplus.vectors import Vector, gelu, log_softmax, measurable, unit
 
 
@@ -21,14 +21,18 @@ class AutoregressivePolicy(SelectorPolicy):
         nothing = np.empty((1, 0, config.num_layers, 2, config.hidden_dim), dtype=np.float32)
         self._begun = self._next(nothing, self._weights["beginning"][None]).memory
 
-    def _begin(self, query: Vector, context: Vector) -> PolicyState:
-        return self._next(self._begun, query[None])
+    @property
+    def _sees_choices(self) -> bool:
+        return True
 
-    def _advance(self, state: PolicyState, prepared: PreparedCandidates, positions: npt.NDArray[np.int64]) -> PolicyState:
-        return self._next(state.memory, prepared.context[positions])
+    def _begin(self, query: Vector, context: Vector, closed: Mask | None) -> PolicyState:
+        return self._next(np.repeat(self._begun, len(query), axis=0), query)
+
+    def _advance(self, state: PolicyState, chosen: Vector) -> PolicyState:
+        return self._next(state.memory, chosen)
 
     def _next(self, memory: Vector, tokens: Vector) -> PolicyState:
-        """State after one more token [W, h]; memory [W, T, L, 2, h]: keys and values of T tokens in L layers."""
+        """State after one more token [R, h]; memory [R, T, L, 2, h]: keys and values of T tokens in L layers."""
         place = memory.shape[1]
         if place == POSITIONS:
             raise InvalidConfig(field="shots", reason=f"an autoregressive selector has places for at most {POSITIONS - 1}")
@@ -47,7 +51,7 @@ class AutoregressivePolicy(SelectorPolicy):
         return PolicyState(unit(state), np.concatenate([memory, read], axis=1))
 
     def _attend(self, asked: Vector, known: Vector) -> Vector:
-        """asked [W, h], known [W, T, 2, h] keys and values → [W, h]."""
+        """asked [R, h], known [R, T, 2, h] keys and values → [R, h]."""
         heads, width = self.config.num_heads, self.config.hidden_dim // self.config.num_heads
         known = known.reshape(*known.shape[:3], heads, width)
         scores = np.einsum("whd,wthd->wht", asked.reshape(len(asked), heads, width), known[:, :, 0])
