@@ -6,6 +6,7 @@ its successor cannot be loaded.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -124,7 +125,12 @@ class Library:
         tensors, info = load_checkpoint(self._root.checkpoint(checkpoint_id))
         dataset = self._datasets.get(info.dataset, self._dataset_file(info.dataset))
         embeddings = self._embeddings.get(info.dataset, self._root.embeddings(info.dataset) / "manifest.json")
-        return Served(tensors, info, dataset, embeddings)
+        served = Served(tensors, info, dataset, embeddings)
+        # A dataset is hundreds of thousands of objects that stay. Each full collection would look at all of them, and every
+        # request that arrives meanwhile would wait.
+        gc.collect()
+        gc.freeze()
+        return served
 
     def _dataset_file(self, name: str) -> Path:
         return self._root.dataset(name) / "dataset.json"
