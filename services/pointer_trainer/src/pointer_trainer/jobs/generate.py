@@ -25,9 +25,8 @@ from leverplus.rl_data import Candidate, QueryRecord
 from leverplus.scoring import ScoredCandidate
 from leverplus.selector import PointerSelectorV3
 from leverplus.selector.model import selector_from_tensors
-from pointer_trainer.candidates import mixture_weights
 from pointer_trainer.context import JobContext
-from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.proposals import Proposal, initialised_selector, logging_mixture, propose
 from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.replicas import Replicas
 from pointer_trainer.requests import GenerateRequest
@@ -165,8 +164,12 @@ def _meta(context: JobContext, request: GenerateRequest, pools: Pools, origin: d
         "pool_policy": pools.policy.to_json(),
         "selector": origin,
         "logging_mixture": {
-            "weights": mixture_weights(request.temps, request.num_samples_per_temp, request.num_random),
-            "meaning": "share of the draws of each length; propensity is a pointer's probability in one draw of this mixture",
+            "weights": logging_mixture(request),
+            "draws": None if request.logging is None else request.logging.draws,
+            "independent": request.logging is not None,
+            "meaning": "propensity is a pointer's probability in one draw of this mixture, among pointers of its length; count is "
+            "how many of the draws it was. Independent: each draw's part is drawn by these weights; otherwise every query has "
+            "them in these shares exactly. What is not drawn from it has no propensity",
         },
     }
 
