@@ -134,8 +134,9 @@ class Trainer:
         valkey = [str(server_program()), "--bind", "127.0.0.1", "--port", str(ports.scorer), "--save", "", "--appendonly", "no"]
         self.valkey = Program(valkey, environment, folder / "valkey.log")
         self.api = Program([sys.executable, "-m", "pointer_trainer"], environment, folder / "api.log")
-        worker = [sys.executable, "-m", "pointer_trainer.worker"]
-        self.workers = [Program(worker, environment, folder / f"worker-{number}.log") for number in range(workers)]
+        self._environment = environment
+        self._folder = folder
+        self.workers = [self._worker(number) for number in range(workers)]
         self._http = httpx.Client(timeout=10.0)
 
     def __enter__(self) -> Trainer:
@@ -154,6 +155,18 @@ class Trainer:
             program.stop()
         self._http.close()
         self._engine.dispose()
+
+    def _worker(self, number: int) -> Program:
+        command = [sys.executable, "-m", "pointer_trainer.worker"]
+        return Program(command, self._environment, self._folder / f"worker-{number}.log")
+
+    def add_workers(self, count: int) -> list[Program]:
+        """So many more, started; they end with the others unless they are stopped before."""
+        added = [self._worker(len(self.workers) + number) for number in range(count)]
+        for worker in added:
+            worker.start()
+        self.workers += added
+        return added
 
     def start_valkey(self) -> None:
         self.valkey.start()
@@ -183,10 +196,15 @@ class Trainer:
 
     def train(self, config: Mapping[str, Any], *, key: str) -> str:
         """Asks, under one Idempotency-Key, until a job is accepted; its id."""
-        body = {"rl_data": [RL_DATA], "config": dict(config)}
+        return self._accepted("/train", {"rl_data": [RL_DATA], "config": dict(config)}, key)
 
+    def sweep(self, config: Mapping[str, Any], axes: Mapping[str, list[Any]], *, key: str) -> str:
+        """The same for a sweep over `config`."""
+        return self._accepted("/sweep", {"base": {"rl_data": [RL_DATA], "config": dict(config)}, "axes": dict(axes)}, key)
+
+    def _accepted(self, path: str, body: Mapping[str, Any], key: str) -> str:
         def accepted() -> dict[str, Any] | None:
-            return self.ask("POST", "/train", json=body, headers={"Idempotency-Key": key})
+            return self.ask("POST", path, json=body, headers={"Idempotency-Key": key})
 
         return wait_until(accepted, "a job is accepted")["job_id"]
 

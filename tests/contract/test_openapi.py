@@ -31,6 +31,7 @@ ROUTES = {
         ("post", "/rl-data/generate"),
         ("post", "/embeddings"),
         ("post", "/train"),
+        ("post", "/sweep"),
         ("post", "/evaluate"),
         ("get", "/jobs"),
         ("get", "/jobs/{job_id}"),

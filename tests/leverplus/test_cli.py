@@ -136,7 +136,19 @@ def old_data(tmp_path: Path) -> Path:
 def test_help_needs_nothing_heavy(tmp_path: Path) -> None:
     answer = leverplus("--help", data=tmp_path)
     assert answer.returncode == 0
-    for command in ("import", "embed", "pool", "rl", "score", "train", "evaluate", "promote", "select", "import-reference"):
+    for command in (
+        "import",
+        "embed",
+        "pool",
+        "rl",
+        "score",
+        "train",
+        "sweep",
+        "evaluate",
+        "promote",
+        "select",
+        "import-reference",
+    ):
         assert command in answer.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, leverplus.cli; print(*sys.modules)"], capture_output=True, text=True, check=True
@@ -339,6 +351,53 @@ def test_tables_of_the_training_configuration_are_merged(tmp_path: Path, trainer
         answer = leverplus("train", "rl-1", *options, "--no-wait", data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
         assert answer.stdout == "job-1\n", answer
         assert trainer.bodies.pop() == {"rl_data": ["rl-1"], "config": expected}
+
+
+def test_a_sweep_is_sent_as_its_file_says_with_the_rl_data_of_the_command(tmp_path: Path, trainer: Listener) -> None:
+    config = tmp_path / "grid.toml"
+    config.write_text('[base.config]\nrce_epochs = 3\n[axes]\n"reward.mode" = ["separated"]\nseed = [0, 1]\n')
+    given = ["sweep", str(config), "--rl-data", "rl-1", "--rl-data", "rl-2", "--no-wait"]
+    answer = leverplus(*given, data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+    assert answer.stdout == "job-1\n", answer
+    assert trainer.bodies == [
+        {
+            "base": {"rl_data": ["rl-1", "rl-2"], "config": {"rce_epochs": 3}},
+            "axes": {"reward.mode": ["separated"], "seed": [0, 1]},
+        }
+    ]
+    assert_one_line_error(leverplus("sweep", str(config), data=tmp_path), "names no rl_data under [base]", "--rl-data")
+    assert_one_line_error(leverplus("sweep", "no.toml", data=tmp_path), "CONFIG: no.toml")
+
+
+def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) -> None:
+    unknown = dict.fromkeys(("held_out_expected_reward", "held_out_rce", "epoch", "checkpoint_id", "held_out_expected_accuracy"))
+    done = {"held_out_expected_accuracy": 0.625, "held_out_expected_reward": 1.25, "held_out_rce": 2.0, "epoch": 4}
+    done |= {"checkpoint_id": "ckpt-2", "reason": None}
+    rows: list[dict[str, Any]] = [
+        {
+            "number": 2,
+            "values": {"seed": 1},
+            "job_id": "job-1-002",
+            "state": "succeeded",
+            "reason": None,
+            "checkpoint_id": "ckpt-2",
+        },
+        {**unknown, "number": 1, "values": {"seed": 0}, "job_id": "job-1-001", "state": "failed", "reason": "no luck"},
+    ]
+    result = {"names": ["seed"], "rows": [{**rows[0], **done}, rows[1]], "notes": ["Read it so."], "checkpoint_id": "ckpt-2"}
+    job = {"id": "job-1", "kind": "sweep", "status": "succeeded", "error": None, "progress": {"phase": "train"}}
+    listener = Listener({"job_id": "job-1", **job, "result": result})
+    config = tmp_path / "grid.toml"
+    config.write_text("[axes]\nseed = [0, 1]\n")
+    try:
+        shown = leverplus("sweep", config, "--rl-data", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
+    finally:
+        listener.close()
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    [best] = [line for line in lines if "ckpt-2" in line and "succeeded" in line]
+    assert all(value in best for value in ("0.6250", "1.2500", "2.0000"))
+    assert lines[-2:] == ["job-1-001 failed: no luck", "Read it so."]
 
 
 def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp_path: Path, trainer: Listener) -> None:

@@ -133,6 +133,35 @@ def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any
     assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
 
 
+def test_accuracy_is_in_one_unit_whatever_the_reward(world: World, tmp_path: Path):
+    by_accuracy = run(world, tmp_path / "accuracy", rce_epochs=1, reward={"mode": "soft_only"}).metrics
+    twice = run(world, tmp_path / "twice", rce_epochs=1).metrics
+    assert by_accuracy["held_out_expected_accuracy"] == pytest.approx(by_accuracy["held_out_expected_reward"], abs=1e-6)
+    assert twice["held_out_expected_reward"] == pytest.approx(2 * twice["held_out_expected_accuracy"], abs=1e-6)
+
+
+def test_accuracy_counts_candidates_whose_reward_is_unknown(world: World, tmp_path: Path):
+    likely = {"mode": "hard01_plus_gtprob", "hard_weight": 0.0}
+    half = with_candidates(world, {number: {"vqa_gt_prob": 0.5 + number / 100} for number in (1, 2, 7, 8)})
+    found = run(world, tmp_path, [half], rce_epochs=1, reward=likely).metrics
+    groups: dict[tuple[int, int], list[float]] = {}
+    for record in half.records[64:]:  # the last fifth of 80 queries
+        for one in record.candidates[1:]:
+            assert one.vqa_acc_score is not None
+            groups.setdefault((record.query_id, len(one.pointer)), []).append(one.vqa_acc_score)
+    assert found["candidates_used"] < sum(len(record.candidates) - 1 for record in half.records)
+    uniform = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+    assert found["held_out_uniform_accuracy"] == pytest.approx(uniform, abs=1e-6)
+
+
+def test_an_unknown_accuracy_is_none(world: World, tmp_path: Path):
+    told = {number: {"vqa_correct": None, "vqa_acc_score": None, "info_score": number / 10} for number in range(1, 13)}
+    unknown = with_candidates(world, {0: {"vqa_correct": None, "vqa_acc_score": None}, **told})
+    found = run(world, tmp_path, [unknown], rce_epochs=1, reward={"mode": "hybrid", "alpha": 1.0}).metrics
+    assert (found["held_out_expected_accuracy"], found["held_out_uniform_accuracy"]) == (None, None)
+    assert found["held_out_expected_reward"] > 0
+
+
 def test_the_epoch_is_kept_by_what_the_config_says(world: World, tmp_path: Path):
     # A rate so high that the loss turns up again while the expected reward still moves.
     by_loss = run(world, tmp_path / "loss", keep_epoch="loss", rce_lr=0.3, rce_epochs=6)

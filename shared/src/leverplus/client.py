@@ -241,6 +241,9 @@ class TrainerClient(ServiceClient):
     def train(self, rl_data: Sequence[str], config: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/train", {"rl_data": list(rl_data), "config": dict(config)}, idempotency_key)
 
+    def sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/sweep", body, idempotency_key)
+
     def evaluate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/evaluate", body, idempotency_key)
 

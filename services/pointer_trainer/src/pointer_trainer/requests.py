@@ -116,6 +116,31 @@ class TrainRequest(_Request):
     config: Annotated[dict[str, Any], Field(description="fields of TrainConfig; what is left out has its default")] = {}
 
 
+class SweepRequest(_Request):
+    """Training runs that differ in the values of `axes`: every combination is a train job of its own."""
+
+    base: Annotated[TrainRequest, Field(description="what all of them have alike, as POST /train takes it")]
+    axes: Annotated[
+        dict[str, Annotated[list[Any], Field(min_length=1)]],
+        Field(
+            min_length=1,
+            max_length=32,
+            description="dotted config name -> its values; names joined by commas vary together, each value a list of as many",
+            examples=[{"reward.hard_weight,reward.soft_weight": [[1, 1], [1, 0.5]], "seed": [0, 1]}],
+        ),
+    ]
+    skip_untrainable: Annotated[
+        bool, Field(description="leave out, and list as skipped, the combinations whose reward the RL data cannot give")
+    ] = False
+
+
+class SweepConfig(SweepRequest):
+    """Config of a sweep job: what was asked for, and what was found in the RL data."""
+
+    skipped: dict[int, str] = {}
+    """Number of a combination that is not trained -> the reason."""
+
+
 class EvaluateRequest(_Request):
     """Systems on the same queries: zero-shot, random, most-similar, and the v3 selector of each checkpoint."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDiverged
 from leverplus.files import Fence, atomic_file
+from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
@@ -28,6 +30,7 @@ from pointer_trainer.batches import QueryExample, build_examples, collate
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.held_out import ACCURACY, measure_accuracy
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
@@ -153,9 +156,21 @@ def train(
                     raise with_the_best_kept(exc, checkpoint_folder, phase, state, info, fence) from exc
                 logger.warning("%s diverged, and what was best before stays: %s", phase.name, exc)
 
+        judges = _held_out_by_accuracy(files, set(parts[1]))
+        for phase in (phase for phase in phases if phase.name in state.best):
+            model.load_state_dict(state.best_weights(phase.name))
+            judging = (collate(part, embeddings, device) for part in chunks(judges, HELD_OUT_BATCH))
+            state.best[phase.name] = {**state.best[phase.name], **measure_accuracy(model, judging)}
+
     result = save_result(phases, config, state, info, checkpoint_folder, run_folder, fence, logger)
     states.remove()
     return result
+
+
+def _held_out_by_accuracy(files: Sequence[RlData], query_ids: set[ItemId]) -> list[QueryExample]:
+    """The held-out queries once more, with their candidates' accuracies for rewards."""
+    held_out = [replace(data, records=[record for record in data.records if record.query_id in query_ids]) for data in files]
+    return build_examples(held_out, ACCURACY)[0]
 
 
 def _identity(info: CheckpointInfo, embeddings: Embeddings, device: torch.device) -> dict[str, Any]:

@@ -12,6 +12,7 @@ EMBED = "embed"
 GENERATE = "generate"
 TRAIN = "train"
 EVALUATE = "evaluate"
+SWEEP = "sweep"
 
 
 def _imported(module: str, function: str) -> JobFunction:
@@ -26,4 +27,5 @@ JOB_FUNCTIONS: Mapping[str, JobFunction] = {
     GENERATE: _imported("pointer_trainer.jobs.generate", "generate"),
     TRAIN: _imported("pointer_trainer.jobs.train", "train_selector"),
     EVALUATE: _imported("pointer_trainer.jobs.evaluate", "evaluate"),
+    SWEEP: _imported("pointer_trainer.jobs.sweep", "sweep"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,13 +12,15 @@ from sse_starlette import EventSourceResponse
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
 from leverplus.embeddings import EmbeddingManifest, read_manifest
-from leverplus.errors import NotFound
+from leverplus.errors import InvalidConfig, NotFound
 from leverplus.store import Job
 from pointer_trainer.events import job_events
-from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
+from pointer_trainer.grid import read_grid
+from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, SWEEP, TRAIN
 from pointer_trainer.pool_check import check_contract, check_pools, evaluation_policy
 from pointer_trainer.query_sample import sample_queries
-from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, TrainRequest
+from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, SweepConfig, SweepRequest, TrainRequest
+from pointer_trainer.reward_needs import unmet_needs
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.state import State, TrainerState
 from pointer_trainer.submission import enqueue, submit
@@ -39,8 +42,15 @@ class JobList(BaseModel):
     jobs: list[Job]
 
 
-def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel, key: str | None) -> Accepted:
-    job = submit(state, kind, body.model_dump(mode="json"), key)
+def _accept(
+    state: TrainerState,
+    response: Response,
+    kind: str,
+    body: BaseModel,
+    key: str | None,
+    children: Mapping[int, Mapping[str, Any]] | None = None,
+) -> Accepted:
+    job = submit(state, kind, body.model_dump(mode="json"), key, children=children)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Accepted(job_id=job.id)
 
@@ -54,6 +64,13 @@ def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> Embe
     for split in splits:
         manifest.require_split(split)
     return manifest
+
+
+def _require_training_data(state: TrainerState, rl_data: Sequence[str]) -> None:
+    """That the files are there and of one contract, with embeddings of their dataset."""
+    fingerprint = open_heads(state.data_root, rl_data)
+    if fingerprint.dataset is not None:
+        _require_embeddings(state, fingerprint.dataset["name"])
 
 
 @router.post("/embeddings", status_code=202)
@@ -81,11 +98,35 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
 def start_training(body: TrainRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Trains a selector on RL data; the result names the checkpoint."""
     config = read_train_config(body.config)
-    fingerprint = open_heads(state.data_root, body.rl_data)
-    if fingerprint.dataset is not None:
-        _require_embeddings(state, fingerprint.dataset["name"])
+    _require_training_data(state, body.rl_data)
     checked = TrainRequest(rl_data=body.rl_data, config=config.model_dump(mode="json"))
     return _accept(state, response, TRAIN, checked, key)
+
+
+@router.post("/sweep", status_code=202)
+def start_sweep(body: SweepRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Trains a selector for every combination of the axes' values, each as a train job whose `parent` is the sweep.
+
+    The result is a table, the best first, by held-out accuracy, which is in one unit whatever reward was trained on.
+    """
+    points = read_grid(body.base.config, body.axes)
+    _require_training_data(state, body.base.rl_data)
+    unmet = unmet_needs(state.data_root, body.base.rl_data, (point.config.reward for point in points))
+    skipped = {point.number: unmet[point.config.reward] for point in points if point.config.reward in unmet}
+    if skipped and (len(skipped) == len(points) or not body.skip_untrainable):
+        first = next(point for point in points if point.number in skipped)
+        raise InvalidConfig(
+            field="axes",
+            reason=f"{len(skipped)} of {len(points)} children cannot be trained on these RL data, e.g. {first.label}: "
+            f"{skipped[first.number]}; score what is missing, take them away, or skip the untrainable where others are left",
+        )
+    children = {
+        point.number: {"rl_data": body.base.rl_data, "config": point.config.model_dump(mode="json")}
+        for point in points
+        if point.number not in skipped
+    }
+    checked = SweepConfig(base=body.base, axes=body.axes, skip_untrainable=body.skip_untrainable, skipped=skipped)
+    return _accept(state, response, SWEEP, checked, key, children)
 
 
 @router.post("/evaluate", status_code=202)
@@ -110,10 +151,11 @@ def list_jobs(
     state: State,
     kind: str | None = None,
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
+    parent: Annotated[str | None, Query(description="only the children of this sweep")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> JobList:
-    """Newest first."""
-    return JobList(jobs=state.jobs.list(kind=kind, status=status, limit=limit))
+    """Newest first; a sweep stands before its children."""
+    return JobList(jobs=state.jobs.list(kind=kind, status=status, parent=parent, limit=limit))
 
 
 @router.get("/jobs/{job_id}")
@@ -131,7 +173,7 @@ def stream_job_events(job_id: str, state: State) -> Any:
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(job_id: str, state: State) -> Job:
-    """A queued job ends at once, a running one within 2 s; an ended one stays as it is."""
+    """A queued job ends at once, a running one within 2 s; an ended one stays as it is. With a sweep its children."""
     return state.jobs.request_cancel(job_id)
 
 
@@ -139,6 +181,7 @@ def cancel_job(job_id: str, state: State) -> Job:
 def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Queues a failed or cancelled job again: training goes on after its last epoch, committed scores are not made anew.
 
+    A sweep's failed and cancelled children are queued again with it.
     With an Idempotency-Key a job that is already queued or running counts as resumed.
     """
     state.broker.require()
