@@ -192,7 +192,7 @@ def test_without_a_checkpoint_logging_is_uniform() -> None:
     assert logging_mixture(request) == {"random": 1.0}
     with_checkpoint = GenerateRequest.model_validate({"dataset": "toy", "checkpoint": "c", "logging": {"draws": 4}})
     assert logging_mixture(with_checkpoint) == {"sample@1": 0.8, "random": 0.2}
-    with pytest.raises(ValidationError, match=r"logging\.epsilon is 0\.5, but no checkpoint"):
+    with pytest.raises(ValidationError, match=r"logging\.epsilon is 0\.5, but no checkpoint is named"):
         GenerateRequest.model_validate({"dataset": "toy", "logging": {"draws": 4, "epsilon": 0.5}})
     # A job's config is read again when it runs.
     assert GenerateRequest.model_validate(request.model_dump(mode="json")) == request

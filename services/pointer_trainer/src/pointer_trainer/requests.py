@@ -107,7 +107,7 @@ class GenerateRequest(_Request):
         if self.logging is not None and self.logging.epsilon is None:
             self.logging = self.logging.model_copy(update={"epsilon": 1.0 if self.checkpoint is None else 0.2})
         if self.logging is not None and self.checkpoint is None and self.logging.epsilon != 1:
-            raise ValueError(f"logging.epsilon is {self.logging.epsilon}, but no checkpoint is there to draw from; name one, or 1")
+            raise ValueError(f"logging.epsilon is {self.logging.epsilon}, but no checkpoint is named to draw from; leave it out")
         return self
 
 

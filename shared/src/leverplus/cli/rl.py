@@ -13,12 +13,19 @@ from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl,
 
 if TYPE_CHECKING:
     from leverplus.fingerprint import Fingerprint
-    from leverplus.rl_data import Dropped, QueryRecord
+    from leverplus.rl_data import Dropped, InfoScoreSign, QueryRecord
 
 app = typer.Typer(help="RL data: scored pointers.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="RL JSON or NDJSON, in any dialect.")]
 Target = Annotated[Path, typer.Argument(help="File to write; NDJSON if its name ends in .ndjson or .jsonl.")]
+OfLegacy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="higher|lower",
+        help="For a legacy InfoScore file, which scores are better: higher or lower, which are negated.",
+    ),
+]
 OfDataset = Annotated[str | None, typer.Option("--dataset", help="Check the ids against this dataset.")]
 
 
@@ -68,30 +75,22 @@ def convert(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out what is invalid and count it, instead of refusing the file.")
     ] = False,
-    info_score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="higher|lower",
-            help="For a legacy InfoScore file, which scores are better: higher or lower, which are negated.",
-        ),
-    ] = None,
+    info_score: OfLegacy = None,
     as_json: Json = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Read a file in any dialect, check it, and write it in ours; with --dataset it then says which dataset it is of."""
     from dataclasses import replace
 
-    from leverplus.errors import InvalidConfig
-    from leverplus.rl_data import Dropped, read_dropping_invalid, stream
+    from leverplus.rl_data import Dropped, stream, stream_dropping_invalid
 
     _require_folder(target)
-    if info_score not in (None, "higher", "lower"):
-        raise InvalidConfig(field="--info-score", reason=f"is {info_score!r}, expected higher or lower")
+    sign = _sign(info_score)
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
-        found, dropped = read_dropping_invalid(source, opened, info_score=info_score)
+        found, dropped = stream_dropping_invalid(source, opened, info_score=sign)
     else:
-        found, dropped = stream(source, opened, info_score=info_score), Dropped()
+        found, dropped = stream(source, opened, info_score=sign), Dropped()
     fingerprint = found.fingerprint if opened is None else replace(found.fingerprint, dataset=opened.fingerprint())
     _write(target, found.records, fingerprint, found.meta, dropped, as_json=as_json)
 
@@ -195,6 +194,7 @@ def generate(
 def upload(
     source: Source,
     dataset: Annotated[str, typer.Option(help="The dataset its ids are of.")],
+    info_score: OfLegacy = None,
     as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
@@ -206,8 +206,9 @@ def upload(
 
     if not source.is_file():
         raise NotFound(what="file", name=str(source), hint="name an RL JSON or NDJSON file")
+    sign = _sign(info_score)
     with TrainerClient(trainer_url, timeout_s=600.0) as client:
-        uploaded = client.upload_rl_data(source, dataset)
+        uploaded = client.upload_rl_data(source, dataset, info_score=sign)
     if as_json:
         print_json(uploaded)
     else:
@@ -219,6 +220,14 @@ def _require_folder(target: Path) -> None:
 
     if not target.parent.is_dir():
         raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
+
+
+def _sign(text: str | None) -> InfoScoreSign | None:
+    from leverplus.errors import InvalidConfig
+
+    if text not in (None, "higher", "lower"):
+        raise InvalidConfig(field="--info-score", reason=f"is {text!r}, expected higher or lower")
+    return text
 
 
 def _bounds(text: str) -> tuple[float, float]:

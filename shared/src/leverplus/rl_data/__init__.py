@@ -1,6 +1,6 @@
 """RL JSON: scored pointers, a query at a time, in and out of files."""
 
-from leverplus.rl_data.cleaning import read_dropping_invalid
+from leverplus.rl_data.cleaning import stream_dropping_invalid
 from leverplus.rl_data.dropped import Dropped
 from leverplus.rl_data.filtering import Filter, filter_records
 from leverplus.rl_data.legacy import InfoScoreSign
@@ -25,7 +25,7 @@ __all__ = [
     "merge_duplicates",
     "merge_files",
     "read",
-    "read_dropping_invalid",
     "stream",
+    "stream_dropping_invalid",
     "write",
 ]

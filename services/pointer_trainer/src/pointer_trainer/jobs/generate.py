@@ -167,9 +167,9 @@ def _meta(context: JobContext, request: GenerateRequest, pools: Pools, origin: d
             "weights": logging_mixture(request),
             "draws": None if request.logging is None else request.logging.draws,
             "independent": request.logging is not None,
-            "meaning": "propensity is a pointer's probability in one draw of this mixture, among pointers of its length; count is "
-            "how many of the draws it was. Independent: each draw's part is drawn by these weights; otherwise every query has "
-            "them in these shares exactly. What is not drawn from it has no propensity",
+            "meaning": "propensity is a pointer's probability in one draw of this mixture, among pointers of its length; count "
+            "is how many of the draws it was. Independent: the part of each draw is drawn by these weights; otherwise every "
+            "query has them in these shares exactly. What is not drawn from it has no propensity",
         },
     }
 
