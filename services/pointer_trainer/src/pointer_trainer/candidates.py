@@ -90,12 +90,13 @@ def logging_weights(epsilon: float, temperatures: Sequence[float]) -> dict[str, 
 
 def part_at(weights: Mapping[str, float], level: float) -> str:
     """The part of a mixture that a level in [0, 1) falls to: each as often as its weight."""
+    *parts, last = weights
     below = 0.0
-    for name, weight in weights.items():
-        below += weight
+    for name in parts:
+        below += weights[name]
         if level < below:
             return name
-    return next(reversed(weights))
+    return last
 
 
 def mixture_propensity(weights: Mapping[str, float], logprobs: Mapping[str, float]) -> float:

@@ -89,7 +89,9 @@ class GenerateRequest(_Request):
     gt_prob: Annotated[bool, Field(description="fill vqa_gt_prob, for rewards that are made of it")] = False
     info_score: Annotated[bool, Field(description="fill info_score, for reward mode hybrid")] = False
     seed: Seed = 0
-    dry_run: Annotated[bool, Field(description="count the pointers, score none")] = False
+    dry_run: Annotated[bool, Field(description="count pointers, images and hours, score none; on a sample of many queries")] = (
+        False
+    )
 
     @model_validator(mode="after")
     def _distinct_and_not_empty(self) -> GenerateRequest:
@@ -109,6 +111,12 @@ class GenerateRequest(_Request):
         if self.logging is not None and self.checkpoint is None and self.logging.epsilon != 1:
             raise ValueError(f"logging.epsilon is {self.logging.epsilon}, but no checkpoint is named to draw from; leave it out")
         return self
+
+
+class ShardConfig(_Request):
+    """Config of a job that makes one shard of the generation that is its parent."""
+
+    shard: Annotated[int, Field(ge=1)]
 
 
 class TrainRequest(_Request):

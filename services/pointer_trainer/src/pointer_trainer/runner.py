@@ -18,8 +18,8 @@ from leverplus.files import write_json
 from leverplus.store import Job, JobStore, Lease, LeaseLost
 from leverplus.store.jobs import HEARTBEAT_LIMIT_S
 from leverplus.web.problems import problem
+from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
-from pointer_trainer.grid import MAX_CHILDREN
 from pointer_trainer.jobs import JOB_FUNCTIONS
 from pointer_trainer.settings import WorkerSettings
 
@@ -78,6 +78,7 @@ def run_job(
             run=lease.version,
             fence=pulse.require_lease,
             mlflow_uri=settings.mlflow_tracking_uri,
+            parent=job.parent,
             children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:
@@ -133,7 +134,11 @@ class _Children:
     functions: Mapping[str, JobFunction]
 
     def list(self) -> list[Job]:
-        return sorted(self.jobs.list(parent=self.parent, limit=MAX_CHILDREN), key=lambda job: job.id)
+        # Of ids that differ in their numbers the longer ones have the larger.
+        return sorted(self.jobs.list(parent=self.parent, limit=LARGEST_FAMILY), key=lambda job: (len(job.id), job.id))
+
+    def cancel(self) -> None:
+        self.jobs.cancel_children(self.parent)
 
     def run(self, job_id: str, watch: Callable[[], None]) -> bool:
         outcome = run_job(job_id, jobs=self.jobs, settings=self.settings, owner=self.owner, functions=self.functions, watch=watch)
