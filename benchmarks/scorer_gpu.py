@@ -134,7 +134,8 @@ def _on_its_own_gpu(number: int, arguments: argparse.Namespace, folder: str, rea
     bench.warm_up(1)
     engine = bench.engine(1)
     ready.wait()
-    made.put((number, len(workload.prompts), bench.seconds(lambda: engine.generate(workload.prompts))))
+    spent = bench.seconds(lambda: engine.generate(workload.prompts))
+    made.put((number, len(workload.prompts), spent, engine.counts().seconds))
 
 
 def on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -146,13 +147,14 @@ def on_all_gpus(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ]
     for process in started:
         process.start()
-    found = [made.get(timeout=500) for _ in range(count)]
+    found = sorted(made.get(timeout=500) for _ in range(count))
     for process in started:
         process.join()
-    rates = [pointers / seconds for _, pointers, seconds in found]
-    longest = max(seconds for _, _, seconds in found)
-    total = sum(pointers for _, pointers, _ in found) / longest
-    row = {"what": f"ours, a process on each of {count} GPUs", "beams": 1, "each": [round(rate, 2) for rate in rates]}
+    rates = [pointers / seconds for _, pointers, seconds, _ in found]
+    total = sum(pointers for _, pointers, _, _ in found) / max(seconds for _, _, seconds, _ in found)
+    row: dict[str, Any] = {"what": f"ours, a process on each of {count} GPUs", "beams": 1}
+    row["each"] = [round(rate, 2) for rate in rates]
+    row["phases_s"] = [{name: round(value, 2) for name, value in phases.items()} for *_, phases in found]
     return {**row, "pointers_per_s": round(total, 2)}
 
 

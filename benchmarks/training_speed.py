@@ -4,16 +4,18 @@
 
 RCE on random data of the reference's shape: 20 two-shot candidates, pools of 64, embeddings of 512 values, hidden width 256,
 three layers; forward, backward, clipping and AdamW. The plain loop makes an optimiser step a query, as code does that was written
-for one; ours makes one for `--batch-size` queries. One torch thread on a CPU.
+for one. Ours is the trainer's own phase: batches of `--batch-size` queries gathered from the table, metrics and checks
+included. One torch thread on a CPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,15 @@ import torch
 from provenance import RESULTS, commit, machine
 from torch import Tensor, nn
 
+from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
 from leverplus.ids import ItemId
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer import losses
-from pointer_trainer.batches import QueryExample, RlBatch
+from pointer_trainer.batches import QueryExample
+from pointer_trainer.epochs import run_phase
+from pointer_trainer.example_table import ExampleTable
+from pointer_trainer.phases import planned_phases
+from pointer_trainer.train_config import read_train_config
+from pointer_trainer.training_state import TrainingState
 
 CANDIDATES, POOL, D_MODEL, HIDDEN, LAYERS, SHOTS, ITEMS = 20, 64, 512, 256, 3, 2, 9_009
 TEMPERATURE, LEARNING_RATE = 1.0, 1e-4
@@ -62,7 +69,7 @@ def draw_examples(count: int) -> list[QueryExample]:
     draw = np.random.default_rng(0)
     return [
         QueryExample(
-            query_id=ItemId(number),
+            query_id=ItemId(number % ITEMS),
             pool=draw.choice(ITEMS, POOL, replace=False),
             positions=np.stack([draw.choice(POOL, SHOTS, replace=False) for _ in range(CANDIDATES)]),
             rewards=draw.uniform(0, 2, CANDIDATES).astype(np.float32),
@@ -94,46 +101,32 @@ def plain_loop(examples: list[QueryExample], embeddings: Tensor, dropout: float)
     return run
 
 
-def batched(examples: list[QueryExample], embeddings: Tensor, dropout: float, batch_size: int) -> Callable[[], None]:
-    config = SelectorConfig(d_model=D_MODEL, hidden_dim=HIDDEN, num_layers=LAYERS, dropout=dropout)
-    model = PointerSelectorV3(config).to(embeddings.device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-
-    def run() -> None:
-        for start in range(0, len(examples), batch_size):
-            batch = collated(examples[start : start + batch_size], embeddings)
-            rows, mask, _ = batch.groups()
-            logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
-            rewards = losses.zscore(batch.rewards_raw[rows], mask)
-            optimise(model, optimizer, losses.rce_loss(logp, rewards, mask, TEMPERATURE).loss)
-
-    return run
-
-
-def collated(examples: list[QueryExample], embeddings: Tensor) -> RlBatch:
-    """As `batches.collate`, on embeddings that lie on the device."""
-    device = embeddings.device
-    ids = torch.tensor([example.query_id for example in examples], device=device)
-    pools = torch.from_numpy(np.stack([example.pool for example in examples])).to(device)
-    pointers = torch.from_numpy(np.stack([example.positions for example in examples])).to(device)
-    rewards = torch.from_numpy(np.stack([example.rewards for example in examples])).to(device)
-    everywhere = torch.ones_like(pools, dtype=torch.bool)
-    every = torch.ones_like(rewards, dtype=torch.bool)
-    return RlBatch(ids, embeddings[ids], embeddings[pools], everywhere, pointers, rewards, every)
-
-
-def queries_per_s(run: Callable[[], None], queries: int, device: str, repeats: int) -> list[float]:
-    run()
-    found: list[float] = []
-    for _ in range(repeats):
-        if device != "cpu":
-            torch.cuda.synchronize()
+def trainer(
+    examples: list[QueryExample], embeddings: Embeddings, device: str, dropout: float, batch_size: int
+) -> Iterator[float]:
+    """The phase of RCE as a job runs it, up to a thousand epochs: seconds of each, judging one held-out query included."""
+    settings = {"rce_epochs": 1000, "batch_size": batch_size, "rce_lr": LEARNING_RATE}
+    config = read_train_config({**settings, "hidden_dim": HIDDEN, "num_layers": LAYERS, "dropout": dropout})
+    model = PointerSelectorV3(SelectorConfig(d_model=D_MODEL, hidden_dim=HIDDEN, num_layers=LAYERS, dropout=dropout)).to(device)
+    table, held_out = (ExampleTable(some, embeddings, device) for some in (examples, examples[:1]))
+    state = TrainingState(phase="rce")
+    epochs = run_phase(
+        planned_phases(config)[0], config, model, table, held_out, lambda *_: None, lambda: False, state, logging.getLogger()
+    )
+    for _ in range(2):  # before the first epoch; the first, which warms up
+        state.rows.append(next(epochs))
+    while True:
         started = time.perf_counter()
-        run()
-        if device != "cpu":
-            torch.cuda.synchronize()
-        found.append(queries / (time.perf_counter() - started))
-    return found
+        state.rows.append(next(epochs))
+        yield time.perf_counter() - started
+
+
+def seconds(run: Callable[[], None], device: str) -> float:
+    started = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -148,23 +141,29 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    embeddings = torch.nn.functional.normalize(torch.randn(ITEMS, D_MODEL), dim=1).to(arguments.device)
+    matrix = torch.nn.functional.normalize(torch.randn(ITEMS, D_MODEL), dim=1)
+    manifest = EmbeddingManifest({"name": "random"}, "0" * 64, (Block("joint", 0, D_MODEL),), D_MODEL, ITEMS, "same", "reference")
+    embeddings = Embeddings(matrix.numpy(), matrix.numpy(), manifest)
     examples = draw_examples(arguments.queries)
     rows: list[dict[str, Any]] = []
     for dropout in (0.1, 0.0):
-        plain = plain_loop(examples[: arguments.plain_queries], embeddings, dropout)
-        ours = batched(examples, embeddings, dropout, arguments.batch_size)
-        # In turns, so that other work on the machine strikes both.
-        of_plain = queries_per_s(plain, arguments.plain_queries, arguments.device, arguments.repeats)
-        of_ours = queries_per_s(ours, arguments.queries, arguments.device, arguments.repeats)
+        plain = plain_loop(examples[: arguments.plain_queries], matrix.to(arguments.device), dropout)
+        ours = trainer(examples, embeddings, arguments.device, dropout, arguments.batch_size)
+        plain()
+        of_plain: list[float] = []
+        of_ours: list[float] = []
+        for _ in range(arguments.repeats):  # in turns, so that other work on the machine strikes both
+            of_plain.append(arguments.plain_queries / seconds(plain, arguments.device))
+            of_ours.append(arguments.queries / next(ours))
         row = {"dropout": dropout, "plain": statistics.median(of_plain), "ours": statistics.median(of_ours)}
         row |= {"ratio": row["ours"] / row["plain"], "plain_repeats": of_plain, "ours_repeats": of_ours}
         rows.append(row)
         print(f"dropout {dropout}: plain loop {row['plain']:.1f} queries/s, ours {row['ours']:.1f}, {row['ratio']:.1f} times")
     device = torch.cuda.get_device_name() if arguments.device != "cpu" else None
     shape = {"candidates": CANDIDATES, "pool": POOL, "d_model": D_MODEL, "hidden": HIDDEN, "layers": LAYERS, "shots": SHOTS}
+    settings = {"device": arguments.device, "queries": arguments.queries, "batch-size": arguments.batch_size}
     result = {
-        "command": f"python benchmarks/training_speed.py --device {arguments.device} --batch-size {arguments.batch_size}",
+        "command": f"python benchmarks/training_speed.py {' '.join(f'--{name} {settings[name]}' for name in settings)}",
         "seed": 0,
         "machine": machine() | {"device": device, "torch": torch.__version__, "torch_threads": 1},
         "commit": arguments.commit or commit(),

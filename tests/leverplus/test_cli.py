@@ -80,6 +80,10 @@ class Listener:
         bodies = self.bodies
 
         class Handler(BaseHTTPRequestHandler):
+            def do_DELETE(self) -> None:
+                bodies.append(self.path)
+                self.do_GET()
+
             def do_POST(self) -> None:
                 bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.do_GET()
@@ -398,6 +402,44 @@ def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) ->
     [best] = [line for line in lines if "ckpt-2" in line and "succeeded" in line]
     assert all(value in best for value in ("0.6250", "1.2500", "2.0000"))
     assert lines[-2:] == ["job-1-001 failed: no luck", "Read it so."]
+
+
+def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:
+    info = {"checkpoint_id": "ckpt-1", "dataset": "d", "created_at": "2025-01-02T03:04:05.678+00:00"}
+    answer = {
+        "checkpoints": [
+            {**info, "metrics": {"held_out_expected_accuracy": 0.625}},
+            {**info, "checkpoint_id": "ckpt-2", "metrics": {}},
+        ],
+        "broken": [{"name": "ckpt-3", "reason": "not JSON"}],
+        "deployments": [{"alias": "production", "checkpoint_id": "ckpt-1"}],
+        "deleted": [{"name": "ckpt-2", "bytes": 3 * 2**20}],
+        "kept": [{"name": "ckpt-1", "reason": "alias 'production' serves it"}],
+        "bytes": 3 * 2**20,
+    }
+    listener = Listener(answer)
+    url = {"LEVERPLUS_TRAINER_URL": listener.url}
+    try:
+        listed = leverplus("checkpoints", "list", data=tmp_path, **url)
+        deleted = leverplus("checkpoints", "delete", "ckpt-2", data=tmp_path, **url)
+        would = leverplus("checkpoints", "delete", "ckpt-2", "--dry-run", data=tmp_path, **url)
+        pruned = leverplus("checkpoints", "prune", "--keep-best", "2", "--older-than", "30", "--dry-run", data=tmp_path, **url)
+        run = leverplus("jobs", "delete-run", "job-1", data=tmp_path, **url)
+    finally:
+        listener.close()
+    [first] = [line for line in listed.stdout.splitlines() if "ckpt-1" in line]
+    assert all(part in first for part in ("2025-01-02T03:04:05", "0.6250", "production"))
+    assert "ckpt-3 cannot be read: not JSON" in listed.stdout
+    assert (deleted.stdout, would.stdout) == ("deleted ckpt-2, 3.0 MiB\n", "would delete ckpt-2, 3.0 MiB\n")
+    assert run.stdout == "deleted the run of job-1, 3.0 MiB\n"
+    assert "alias 'production' serves it" in pruned.stdout
+    assert pruned.stdout.splitlines()[-1] == "1 checkpoint would go, 3.0 MiB"
+    assert listener.bodies == [
+        "/checkpoints/ckpt-2?dry_run=false",
+        "/checkpoints/ckpt-2?dry_run=true",
+        {"keep_best": 2, "older_than_days": 30.0, "dry_run": True},
+        "/jobs/job-1/run?dry_run=false",
+    ]
 
 
 def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp_path: Path, trainer: Listener) -> None:

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, event, insert, text, update
+from sqlalchemy.exc import IntegrityError
 
 import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
@@ -199,6 +200,63 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(engine: Engine):
     assert store.resume(running.id).status == "queued"
     with pytest.raises(Conflict, match="only a failed or cancelled"):
         store.resume(running.id)
+
+
+def test_a_job_and_its_children_are_made_together_and_listed_in_order(engine: Engine):
+    store = JobStore(engine)
+    made = store.create(
+        "sweep", {"n": 2}, job_id="job-b", children={"job-b-1": ("train", {"n": 1}), "job-b-2": ("train", {"n": 2})}
+    )
+    assert (made.id, made.parent) == ("job-b", None)
+    found = [(job.id, job.kind, job.config, job.status, job.parent) for job in store.list(parent="job-b")]
+    assert found == [
+        ("job-b-1", "train", {"n": 1}, "queued", "job-b"),
+        ("job-b-2", "train", {"n": 2}, "queued", "job-b"),
+    ]
+    assert [job.id for job in store.list()] == ["job-b", "job-b-1", "job-b-2"]
+    assert [job.id for job in store.to_enqueue()] == ["job-b", "job-b-1", "job-b-2"]
+    # One id is taken: neither the job nor its other child is made.
+    with pytest.raises(IntegrityError):
+        store.create("sweep", {}, job_id="job-c", children={"job-c-1": ("train", {}), "job-b-2": ("train", {})})
+    assert len(store.list()) == 3
+
+
+def test_children_are_cancelled_and_resumed_with_their_parent(engine: Engine):
+    store = JobStore(engine)
+    children = {f"job-b-{number}": ("train", {}) for number in range(4)}
+    store.create("sweep", {}, job_id="job-b", children=children)
+    store.create("train", {}, job_id="job-other")
+    leases = {job_id: store.claim(job_id, "worker") for job_id in ("job-b", "job-b-0", "job-b-1", "job-b-2")}
+    assert all(leases.values())
+    store.finish(leases["job-b-0"], "succeeded", result={})  # pyright: ignore[reportArgumentType]
+    store.finish(leases["job-b-1"], "failed", error={"detail": "x"})  # pyright: ignore[reportArgumentType]
+    store.request_cancel("job-b")
+
+    def states() -> dict[str, tuple[str, bool]]:
+        return {job.id: (job.status, job.cancel_requested) for job in store.list()}
+
+    assert states() == {
+        "job-b": ("running", True),
+        "job-b-0": ("succeeded", False),
+        "job-b-1": ("failed", False),
+        "job-b-2": ("running", True),
+        "job-b-3": ("cancelled", True),
+        "job-other": ("queued", False),
+    }
+    with pytest.raises(Conflict):
+        store.resume("job-b")
+    assert states()["job-b-3"] == ("cancelled", True)  # it is not ended: nothing was queued again
+    for job_id in ("job-b", "job-b-2"):
+        store.finish(leases[job_id], "cancelled")  # pyright: ignore[reportArgumentType]
+    store.resume("job-b")
+    queued = ("queued", False)
+    assert states() == {
+        "job-b": queued,
+        "job-b-0": ("succeeded", False),
+        **dict.fromkeys(("job-b-1", "job-b-2", "job-b-3", "job-other"), queued),
+    }
+    assert store.get("job-b-1").error is None
+    assert [job.id for job in store.unfinished()] == ["job-b", "job-b-1", "job-b-2", "job-b-3", "job-other"]
 
 
 def test_what_needs_a_message(engine: Engine):

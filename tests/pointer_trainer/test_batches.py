@@ -12,7 +12,8 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.rewards import RewardConfig
 from leverplus.rl_data import Candidate, QueryRecord, RlData
-from pointer_trainer.batches import build_examples, collate
+from pointer_trainer.batches import build_examples
+from pointer_trainer.example_table import ExampleTable
 
 REWARD = RewardConfig(mode="soft_only")
 
@@ -46,7 +47,7 @@ def test_a_ragged_batch_by_hand():
         record(2, [7, 4, 8], candidate(8, 4, accuracy=0.3), candidate(7, accuracy=0.6), candidate(4, accuracy=0.0)),
     )
     examples, counts = build_examples([data], REWARD)
-    batch = collate(examples, embeddings())
+    batch = ExampleTable(examples, embeddings()).batch(np.array([0, 1]))
     assert batch.query_id.tolist() == [2, 5]
     assert batch.query_emb[:, 0].tolist() == [2.0, 5.0]
     assert batch.cand_emb[0, :, 0].tolist() == [-7.0, -4.0, -8.0]

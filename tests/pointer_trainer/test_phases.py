@@ -94,10 +94,10 @@ def test_the_curriculum_takes_the_queries_that_differ_most_first():
     spreads = [0.5, 2.0, 0.0, 1.0]
     examples = [example(number, [0.0, spread, 3.0], [1, 1, 2]) for number, spread in enumerate(spreads)]
     phase = planned_phases(TrainConfig(grpo_epochs=3, grpo_curriculum="spread"))[1]
-    taken = [[one.query_id for one in phase.examples(examples, epoch)] for epoch in (1, 2, 3)]
+    taken = [phase.rows(examples, epoch).tolist() for epoch in (1, 2, 3)]
     assert taken == [[1, 3], [0, 1, 3], [0, 1, 2, 3]]
-    assert phase.steps(examples, 2) == 1 + 2 + 2
-    assert planned_phases(TrainConfig(grpo_epochs=3))[1].steps(examples, 2) == 6
+    assert phase.steps(len(examples), 2) == 1 + 2 + 2
+    assert planned_phases(TrainConfig(grpo_epochs=3))[1].steps(len(examples), 2) == 6
 
 
 def test_rce_of_two_numbers_of_shots_is_the_sum_of_their_means():

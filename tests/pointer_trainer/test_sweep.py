@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
 from trainer_processes import RL_DATA, write_training_data
 
 from leverplus.data_root import DataRoot
@@ -254,6 +255,24 @@ def test_cancelling_a_sweep_cancels_what_is_left_of_it(api: TestClient, jobs: Jo
     assert api.post(f"/jobs/{sweep_id}/resume").status_code == 202
     assert do(sweep_id, jobs, worker_settings, trained) == "succeeded"
     assert jobs.get(f"{sweep_id}-001").lease_version == 1
+
+
+def test_an_outage_of_the_database_is_outlived(
+    api: TestClient, jobs: JobStore, worker_settings: WorkerSettings, data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_id = begin(api, {"seed": [0, 1]})
+    answers = JobStore.list
+    outages = iter([True, True, False, True])
+
+    def sometimes(store: JobStore, **asked: Any) -> list[Job]:
+        if next(outages, False):
+            raise OperationalError("SELECT", {}, Exception("the connection is gone"))
+        return answers(store, **asked)
+
+    monkeypatch.setattr(JobStore, "list", sometimes)
+    assert do(sweep_id, jobs, worker_settings, trained) == "succeeded"
+    assert next(outages, None) is None
+    assert "the connection is gone" in (data.run(sweep_id) / "log.txt").read_text()
 
 
 def until(condition: Any, limit_s: float = 20.0) -> None:

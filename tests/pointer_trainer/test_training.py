@@ -30,7 +30,8 @@ from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import Candidate, QueryRecord, RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer import losses
-from pointer_trainer.batches import build_examples, collate
+from pointer_trainer.batches import build_examples
+from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.results import TrainResult
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig, read_train_config
@@ -175,7 +176,7 @@ def test_the_epoch_is_kept_by_what_the_config_says(world: World, tmp_path: Path)
 def test_rce_equals_the_formula_taken_one_pointer_at_a_time(world: World):
     """Mean over groups of Σ_i w_i Σ_t CE(logits_t, a_t), w = softmax(z / τ): no batch, no padding, no shared encoding."""
     examples, _ = build_examples([world.data], TrainConfig().reward)
-    batch = collate(examples[:7], world.embeddings)
+    batch = ExampleTable(examples[:7], world.embeddings).batch(np.arange(7))
     torch.manual_seed(0)
     model = PointerSelectorV3(SelectorConfig(d_model=WIDTH, hidden_dim=8, num_layers=2, state_update="gate"))
     rows, mask, _ = batch.groups()

@@ -237,7 +237,7 @@ def test_a_client_that_went_away_frees_its_places(settings: ScorerSettings, runn
 @pytest.mark.parametrize(
     ("request_body", "status", "kind", "named"),
     [
-        (body((0, [[1]]), dataset="absent"), 404, "NotFound", "absent"),
+        (body((0, [[1]]), dataset="absent"), 404, "NotFound", "datasets holds "),
         (body((0, [[1]]), dataset="../toy"), 422, "InvalidConfig", "../toy"),
         (body((99, [[1]])), 404, "NotFound", "99"),
         (body((0, [[99]])), 422, "InvalidPointer", "99"),

@@ -288,6 +288,24 @@ class TrainerClient(ServiceClient):
             time.sleep(poll_s)
         raise errors.DeadlineExceeded(what=f"job {job_id}", limit_s=limit_s)
 
+    def checkpoints(self) -> dict[str, Any]:
+        """`checkpoints` as they describe themselves, and `broken`."""
+        return self.request("GET", "/checkpoints").json()
+
+    def deployments(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/deployments").json()["deployments"]
+
+    def delete_checkpoint(self, checkpoint_id: str, *, dry_run: bool = False) -> dict[str, Any]:
+        path = f"/checkpoints/{check_name(checkpoint_id, what='checkpoint')}"
+        return self.request("DELETE", path, params={"dry_run": dry_run}).json()
+
+    def prune_checkpoints(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self.request("POST", "/checkpoints/prune", json=dict(body)).json()
+
+    def delete_run(self, job_id: str, *, dry_run: bool = False) -> dict[str, Any]:
+        path = f"/jobs/{check_name(job_id, what='job')}/run"
+        return self.request("DELETE", path, params={"dry_run": dry_run}).json()
+
     def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
         body = {"alias": alias, "by": by, "reason": reason}
         return self.request("POST", f"/checkpoints/{check_name(checkpoint_id, what='checkpoint')}/promote", json=body).json()

@@ -1,4 +1,4 @@
-"""From RL data to padded tensors: rewards, positions in the pool, groups.
+"""From RL data to what is trained on: rewards, positions in the pool, groups.
 
 A row of a batch is a query, so that the selector encodes a query and its pool once; a group is (query, shots), and all that is
 normalised (weights, advantages, probabilities) is normalised inside a group. `RlBatch.groups` turns the first into the second.
@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from leverplus.embeddings import Embeddings
 from leverplus.errors import IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
 from leverplus.rewards import RewardConfig, compute_rewards, unknown_fields
@@ -126,35 +125,6 @@ def build_examples(
         else:
             examples.append(example)
     return examples, counts
-
-
-def collate(examples: Sequence[QueryExample], embeddings: Embeddings, device: torch.device | str = "cpu") -> RlBatch:
-    """Pads `examples` (at least one) into a batch on `device`."""
-    rows = len(examples)
-    pool_size = max(len(example.pool) for example in examples)
-    width = max(len(example.rewards) for example in examples)
-    steps = max(example.positions.shape[1] for example in examples)
-    pools = np.zeros((rows, pool_size), dtype=np.int64)
-    pool_mask = np.zeros((rows, pool_size), dtype=np.bool_)
-    pointers = np.full((rows, width, steps), -1, dtype=np.int64)
-    rewards = np.zeros((rows, width), dtype=np.float32)
-    mask = np.zeros((rows, width), dtype=np.bool_)
-    for row, example in enumerate(examples):
-        pools[row, : len(example.pool)] = example.pool
-        pool_mask[row, : len(example.pool)] = True
-        pointers[row, : len(example.rewards), : example.positions.shape[1]] = example.positions
-        rewards[row, : len(example.rewards)] = example.rewards
-        mask[row, : len(example.rewards)] = True
-    query_ids = np.array([example.query_id for example in examples], dtype=np.int64)
-    return RlBatch(
-        query_id=torch.from_numpy(query_ids).to(device),
-        query_emb=torch.from_numpy(embeddings.query[query_ids]).to(device),
-        cand_emb=torch.from_numpy(embeddings.candidate[pools]).to(device),
-        pool_mask=torch.from_numpy(pool_mask).to(device),
-        pointers=torch.from_numpy(pointers).to(device),
-        rewards_raw=torch.from_numpy(rewards).to(device),
-        mask=torch.from_numpy(mask).to(device),
-    )
 
 
 def _by_query(rl_data: Sequence[RlData]) -> dict[ItemId, list[QueryRecord]]:

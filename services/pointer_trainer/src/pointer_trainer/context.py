@@ -62,7 +62,7 @@ class JobContext:
     fence: Fence = unfenced
     mlflow_uri: str | None = None
     """Where training's metrics also go."""
-    parent: str | None = None
+    parent: Job | None = None
     """The job that this one belongs to."""
     children: Children | None = None
     """None for a run outside of the job store."""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from leverplus.embeddings import Embeddings
 from leverplus.errors import Cancelled, TrainingDiverged
 from leverplus.selector import PointerSelectorV3
-from pointer_trainer.batches import QueryExample, RlBatch, collate
+from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import NAMES, measure_held_out
 from pointer_trainer.objectives import COUNTS, LAST, MEANS, Objective, summarise
 from pointer_trainer.phases import Phase, train_only
 from pointer_trainer.train_config import TrainConfig
 from pointer_trainer.training_state import TrainingState
+
+HELD_OUT_BATCH = 256
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
 """phase, step, total steps of the phase, further values."""
@@ -30,9 +31,8 @@ def run_phase(
     phase: Phase,
     config: TrainConfig,
     model: PointerSelectorV3,
-    examples: Sequence[QueryExample],
-    held_out: Sequence[RlBatch],
-    embeddings: Embeddings,
+    examples: ExampleTable,
+    held_out: ExampleTable,
     progress: Progress,
     should_stop: Callable[[], bool],
     state: TrainingState,
@@ -44,15 +44,14 @@ def run_phase(
     after that epoch. With every row `state` is that of the model then; the caller adds the row to those of `state`.
     Raises Cancelled, TrainingDiverged.
     """
-    device = held_out[0].query_emb.device
     parameters = train_only(model, phase.trainable)
     optimizer = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=config.weight_decay)
-    total = phase.steps(examples, config.batch_size)
+    total = phase.steps(len(examples), config.batch_size)
     objective = Objective(config, phase, model, total)
     nothing = dict.fromkeys(("train_loss", "grad_norm", *MEANS, *COUNTS, *LAST))
 
     def judge() -> dict[str, float]:
-        return measure_held_out(model, _unless(should_stop, held_out))
+        return measure_held_out(model, _unless(should_stop, held_out.batches(HELD_OUT_BATCH)))
 
     def keep(epoch: int, step: int) -> None:
         state.epoch, state.step = epoch, step
@@ -73,11 +72,10 @@ def run_phase(
         if phase.stops_when_worse and _has_become_worse(state, logger):
             return
         model.train(phase.dropout)
-        chosen = phase.examples(examples, epoch)
-        order = np.random.default_rng([config.seed, epoch, phase.index]).permutation(len(chosen))
+        order = np.random.default_rng([config.seed, epoch, phase.index]).permutation(phase.rows(examples.examples, epoch))
         steps: list[dict[str, float]] = []
-        for chunk in _unless(should_stop, chunks([chosen[index] for index in order], config.batch_size)):
-            outputs = objective.loss(model, collate(chunk, embeddings, device), step)
+        for batch in _unless(should_stop, examples.batches(config.batch_size, order)):
+            outputs = objective.loss(model, batch, step)
             optimizer.zero_grad(set_to_none=True)
             outputs.loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
@@ -115,8 +113,3 @@ def _unless(should_stop: Callable[[], bool], parts: Iterable[_Part]) -> Iterator
         if should_stop():
             raise Cancelled(what="training")
         yield part
-
-
-def chunks(examples: Sequence[QueryExample], size: int) -> Iterator[Sequence[QueryExample]]:
-    for start in range(0, len(examples), size):
-        yield examples[start : start + size]

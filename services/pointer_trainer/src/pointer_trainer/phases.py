@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from leverplus.selector import PointerSelectorV3
@@ -45,18 +47,19 @@ class Phase:
     curriculum: Literal["none", "spread"]
     suffix: str
 
-    def examples(self, examples: Sequence[QueryExample], epoch: int) -> Sequence[QueryExample]:
-        """Those that epoch 1 to `epochs` trains on, in their order."""
+    def rows(self, examples: Sequence[QueryExample], epoch: int) -> NDArray[np.int64]:
+        """Indices of those that epoch 1 to `epochs` trains on, in their order."""
         if self.curriculum == "none":
-            return examples
-        taken = ceil(len(examples) * epoch / self.epochs)
-        clearest = sorted(range(len(examples)), key=lambda index: -largest_spread(examples[index]))[:taken]
-        return [examples[index] for index in sorted(clearest)]
+            return np.arange(len(examples))
+        clearest = np.argsort([-largest_spread(example) for example in examples], kind="stable")
+        return np.sort(clearest[: self._taken(len(examples), epoch)])
 
-    def steps(self, examples: Sequence[QueryExample], batch_size: int) -> int:
+    def steps(self, queries: int, batch_size: int) -> int:
         """Optimiser steps of the whole phase, if it is not stopped."""
-        sizes = (len(self.examples(examples, epoch)) for epoch in range(1, self.epochs + 1))
-        return sum(-(-size // batch_size) for size in sizes)
+        return sum(ceil(self._taken(queries, epoch) / batch_size) for epoch in range(1, self.epochs + 1))
+
+    def _taken(self, queries: int, epoch: int) -> int:
+        return queries if self.curriculum == "none" else ceil(queries * epoch / self.epochs)
 
 
 def planned_phases(config: TrainConfig) -> list[Phase]:

@@ -188,5 +188,15 @@ class PromoteRequest(_Request):
     reason: Annotated[str, Field(min_length=1, max_length=2000, description="recorded in the deployment")]
 
 
+class PruneRequest(_Request):
+    """Which checkpoints go: those that meet every condition that is stated; one must be."""
+
+    keep_best: Annotated[
+        int | None, Field(ge=1, description="of each dataset the best by held-out expected accuracy stay, so many")
+    ] = None
+    older_than_days: Annotated[float | None, Field(ge=0, description="younger ones stay")] = None
+    dry_run: Annotated[bool, Field(description="say what would go, delete nothing")] = False
+
+
 class RollbackRequest(_Request):
     by: Annotated[str, Field(min_length=1, max_length=200)]

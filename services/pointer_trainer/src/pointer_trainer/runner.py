@@ -78,7 +78,7 @@ def run_job(
             run=lease.version,
             fence=pulse.require_lease,
             mlflow_uri=settings.mlflow_tracking_uri,
-            parent=job.parent,
+            parent=None if job.parent is None else jobs.get(job.parent),
             children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:

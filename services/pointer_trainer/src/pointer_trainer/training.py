@@ -26,10 +26,11 @@ from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import RlData
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer.batches import QueryExample, build_examples, collate
+from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
-from pointer_trainer.epochs import Progress, chunks, run_phase
+from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
+from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import ACCURACY, measure_accuracy
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
@@ -39,7 +40,6 @@ from pointer_trainer.train_config import TrainConfig
 from pointer_trainer.training_state import StateFolder, TrainingState
 
 METRICS_FILE = "metrics.jsonl"
-HELD_OUT_BATCH = 256
 
 _logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
         model = PointerSelectorV3(selector).to(device)
-        held_out = [collate(part, embeddings, device) for part in chunks(held_out_examples, HELD_OUT_BATCH)]
+        trained_on, held_out = (ExampleTable(part, embeddings, device) for part in (train_examples, held_out_examples))
         state = states.newest() or TrainingState()
         if state.rows:
             logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
@@ -140,9 +140,7 @@ def train(
             if phase.name != state.phase:
                 state.begin(phase.name)
             try:
-                epochs = run_phase(
-                    phase, config, model, train_examples, held_out, embeddings, progress, should_stop, state, logger
-                )
+                epochs = run_phase(phase, config, model, trained_on, held_out, progress, should_stop, state, logger)
                 for row in epochs:
                     state.rows.append({**row, **data_metrics})
                     best = state.best.get(phase.name)
@@ -157,10 +155,11 @@ def train(
                 logger.warning("%s diverged, and what was best before stays: %s", phase.name, exc)
 
         judges = _held_out_by_accuracy(files, set(parts[1]))
+        judging = ExampleTable(judges, embeddings, device) if judges else None
         for phase in (phase for phase in phases if phase.name in state.best):
             model.load_state_dict(state.best_weights(phase.name))
-            judging = (collate(part, embeddings, device) for part in chunks(judges, HELD_OUT_BATCH))
-            state.best[phase.name] = {**state.best[phase.name], **measure_accuracy(model, judging)}
+            accuracy = measure_accuracy(model, judging.batches(HELD_OUT_BATCH) if judging is not None else ())
+            state.best[phase.name] = {**state.best[phase.name], **accuracy}
 
     result = save_result(phases, config, state, info, checkpoint_folder, run_folder, fence, logger)
     states.remove()

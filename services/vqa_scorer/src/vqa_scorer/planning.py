@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
-from leverplus.errors import InvalidInput, NotFound
+from leverplus.dataset import Dataset, no_such_dataset
+from leverplus.errors import InvalidInput
 from leverplus.fingerprint import digest
 from leverplus.ids import ItemId, Pointer, check_pointer
 from leverplus.metric import answer_texts
@@ -49,9 +49,7 @@ class OpenDatasets:
         try:
             key = (name, (folder / "dataset.json").stat().st_mtime_ns)
         except FileNotFoundError:
-            raise NotFound(
-                what="dataset", name=name, hint=f"{folder} has no dataset.json; `leverplus import` makes one"
-            ) from None
+            raise no_such_dataset(folder) from None
         with self._lock:
             if key not in self._open:
                 dataset = Dataset.open(folder)

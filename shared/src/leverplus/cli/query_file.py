@@ -45,9 +45,9 @@ class QueryFile:
                 yield ScoreQuery.model_validate(value)
             except ValidationError as exc:
                 fault = exc.errors(include_url=False)[0]
-                field = ".".join(map(str, fault["loc"])) or "it"
+                where = ": ".join([place, ".".join(map(str, fault["loc"]))]) if fault["loc"] else place
                 found = shorten(repr(fault["input"]))
-                raise InvalidInput(f"{self._path}: {place}: {field}: {fault['msg']}, found {found}") from exc
+                raise InvalidInput(f"{self._path}: {where}: {fault['msg']}, found {found}") from exc
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         with self._path.open("rb") as stream:

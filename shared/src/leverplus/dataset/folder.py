@@ -68,7 +68,7 @@ class Dataset:
         `verify` compares the hash of items.jsonl with dataset.json's.
         """
         if not (folder / "dataset.json").is_file():
-            raise NotFound(what="dataset", name=folder.name, hint=f"{folder} has no dataset.json; `leverplus import` makes one")
+            raise no_such_dataset(folder)
         info = _read_info(folder / "dataset.json")
         path = folder / "items.jsonl"
         if not path.is_file():
@@ -142,6 +142,13 @@ class Dataset:
             "items_sha256": self.info.sha256,
             "answers_source": self.info.answers_source,
         }
+
+
+def no_such_dataset(folder: Path) -> NotFound:
+    """What is said of a folder without dataset.json: which datasets lie beside it."""
+    there = sorted(path.parent.name for path in folder.parent.glob("*/dataset.json"))
+    hint = shorten(f"{folder.parent} holds {', '.join(there) or 'none'}")
+    return NotFound(what="dataset", name=folder.name, hint=f"{hint}; `leverplus import` makes one")
 
 
 def majority_answer(answers: Sequence[str]) -> str | None:

@@ -152,6 +152,12 @@ class JobStore:
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(statement).mappings()]
 
+    def unfinished(self) -> list[Job]:
+        """Every job that is queued or running."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.status.not_in(TERMINAL)).order_by(jobs.c.created_at, jobs.c.id))
+            return [_job(row) for row in rows.mappings()]
+
     def claim(self, job_id: str, owner: str) -> Lease | None:
         """The lease on a queued job or on a running one whose worker is gone; None where it is not to be had."""
         now = time.time()

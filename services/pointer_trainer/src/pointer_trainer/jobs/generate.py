@@ -62,10 +62,8 @@ def generate_shard(context: JobContext) -> dict[str, Any]:
     """One shard of the job that this one belongs to."""
     torch.set_num_threads(context.threads)
     assert context.parent is not None, "a shard belongs to a generation"
-    folder = context.data_root.run(context.parent)
-    request = GenerateRequest.model_validate(orjson.loads((folder / "config.json").read_bytes())["config"])
-    generation = open_generation(context.data_root, request)
-    shards = cut(generation.query_ids, folder / _SHARDS)
+    generation = open_generation(context.data_root, GenerateRequest.model_validate(context.parent.config))
+    shards = cut(generation.query_ids, context.data_root.run(context.parent.id) / _SHARDS)
     shard = shards[ShardConfig.model_validate(context.config).shard - 1]
     tail = _done(context, generation, shards, shard)
     return {"queries": tail.queries, "queries_without_candidates": tail.without_candidates, "scores": tail.scores.to_json()}

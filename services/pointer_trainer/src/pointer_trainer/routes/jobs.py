@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,9 +12,11 @@ from sse_starlette import EventSourceResponse
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
+from leverplus.deployments import deletions_locked_out
 from leverplus.embeddings import EmbeddingManifest, read_manifest
 from leverplus.errors import InvalidConfig, NotFound
 from leverplus.store import Job
+from pointer_trainer.deletion import Deleted, delete_run
 from pointer_trainer.events import job_events
 from pointer_trainer.grid import read_grid
 from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, GENERATE_SHARD, SWEEP, TRAIN
@@ -35,6 +38,9 @@ IdempotencyKey = Annotated[
 ]
 
 
+DryRun = Annotated[bool, Query(description="say what would go, delete nothing")]
+
+
 class Accepted(BaseModel):
     job_id: str
 
@@ -49,9 +55,15 @@ def _accept(
     kind: str,
     body: BaseModel,
     key: str | None,
+    *,
+    checkpoints: Sequence[str] = (),
     children: Mapping[int, tuple[str, Mapping[str, Any]]] | None = None,
 ) -> Accepted:
-    job = submit(state, kind, body.model_dump(mode="json"), key, children=children)
+    """`checkpoints`: those that the job rests on; from now on they stay until it has ended."""
+    with deletions_locked_out(state.data_root) if checkpoints else nullcontext():
+        for checkpoint in checkpoints:
+            read_info(state.data_root.checkpoint(checkpoint))
+        job = submit(state, kind, body.model_dump(mode="json"), key, children=children)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Accepted(job_id=job.id)
 
@@ -89,12 +101,13 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
     policy = body.pool.policy()
     dataset.split_ids(policy.candidate_split)
     manifest = _require_embeddings(state, body.dataset, body.split, policy.candidate_split)
-    infos = [] if body.checkpoint is None else [read_info(state.data_root.checkpoint(body.checkpoint))]
+    named = [] if body.checkpoint is None else [body.checkpoint]
+    infos = [read_info(state.data_root.checkpoint(checkpoint)) for checkpoint in named]
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
     shards = 0 if body.dry_run else shard_count(len(query_ids))
     children = {number: (GENERATE_SHARD, {"shard": number}) for number in range(1, shards + 1)} if shards > 1 else None
-    return _accept(state, response, GENERATE, body, key, children)
+    return _accept(state, response, GENERATE, body, key, checkpoints=named, children=children)
 
 
 @router.post("/train", status_code=202)
@@ -129,7 +142,7 @@ def start_sweep(body: SweepRequest, response: Response, state: State, key: Idemp
         if point.number not in skipped
     }
     checked = SweepConfig(base=body.base, axes=body.axes, skip_untrainable=body.skip_untrainable, skipped=skipped)
-    return _accept(state, response, SWEEP, checked, key, children)
+    return _accept(state, response, SWEEP, checked, key, children=children)
 
 
 @router.post("/evaluate", status_code=202)
@@ -146,7 +159,7 @@ def start_evaluation(body: EvaluateRequest, response: Response, state: State, ke
     policy = evaluation_policy(body, infos)
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
-    return _accept(state, response, EVALUATE, body, key)
+    return _accept(state, response, EVALUATE, body, key, checkpoints=body.checkpoints)
 
 
 @router.get("/jobs")
@@ -181,6 +194,15 @@ def cancel_job(job_id: str, state: State) -> Job:
     return state.jobs.request_cancel(job_id)
 
 
+@router.delete("/jobs/{job_id}/run")
+def delete_job_run(job_id: str, state: State, dry_run: DryRun = False) -> Deleted:
+    """Deletes the run directory of a job that has ended: its log, metrics, curves, reports and training state. Its row stays.
+
+    409 where the job, its sweep or a child of it has not ended. Checkpoints and RL data are no part of it.
+    """
+    return delete_run(state.data_root, state.jobs, job_id, dry_run=dry_run)
+
+
 @router.post("/jobs/{job_id}/resume", status_code=202)
 def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Queues a failed or cancelled job again: training goes on after its last epoch, committed scores are not made anew.
@@ -191,7 +213,8 @@ def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKe
     state.broker.require()
     job = state.jobs.get(job_id)
     if key is None or job.status not in ("queued", "running"):
-        job = state.jobs.resume(job_id)
+        with deletions_locked_out(state.data_root):
+            job = state.jobs.resume(job_id)
         enqueue(state, job)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Accepted(job_id=job.id)

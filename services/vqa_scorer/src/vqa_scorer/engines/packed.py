@@ -305,7 +305,8 @@ class PackedQwen:
         self, features: Features, replies: Mapping[int, list[list[list[int]]]], batch: Sequence[EncodedPrompt]
     ) -> list[list[float]]:
         asked = [replies[id(prompt)] for prompt in batch]
-        return answer_probabilities(partial(self._decoder.read, features=features), batch, asked, batch_size=self._batch_size)
+        with self._timed("read"):
+            return answer_probabilities(partial(self._decoder.read, features=features), batch, asked, batch_size=self._batch_size)
 
     @torch.inference_mode()
     def _search(self, features: Features, batch: Sequence[EncodedPrompt]) -> list[list[int]]:
