@@ -7,12 +7,13 @@ import os
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput, LeverPlusError
+from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import resolve_query, select, settle_way
 from selector_api.library import Library
 from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
@@ -23,9 +24,16 @@ router = APIRouter()
 _IMAGE_MAX_AGE_S = 3600
 
 
-@router.get("/select", tags=["select"], responses={200: {"model": Selection}}, response_class=Response)
-async def select_one(request: Request, parameters: Annotated[SelectParameters, Query()]) -> Response:
+@router.get(
+    "/select",
+    tags=["select"],
+    responses={200: {"model": Selection}},
+    response_class=Response,
+    openapi_extra=described_parameters(SelectParameters),
+)
+async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
+    parameters = query_parameters(request, SelectParameters)
     served = await _served(request, parameters)
     way = settle_way(served, parameters.policy, parameters.shots, parameters.beam, parameters.dataset)
     answer = select(served, resolve_query(served, parameters.query_id, parameters.question_id), way)

@@ -13,15 +13,16 @@ from socket import socket
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.datastructures import QueryParams
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
 from leverplus.errors import InvalidInput, shorten
 from leverplus.web.body_limit import BodyLimit
-from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
+from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, problem, problem_response
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
@@ -55,11 +56,11 @@ def create_service(
         lifespan=lifespan,
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
-        dependencies=[Depends(_refuse_repeated_parameters)],
     )
     app.state.registry = CollectorRegistry()
     app.state.stopping = stopping
     install_problem_handlers(app)
+    app.add_middleware(_SingleParameters)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
 
@@ -126,13 +127,22 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-async def _refuse_repeated_parameters(request: Request) -> None:
-    if b"&" not in request.scope["query_string"]:
-        return
-    names = [name for name, _ in request.query_params.multi_items()]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        given = ", ".join(repr(shorten(value)) for value in request.query_params.getlist(repeated[0])[:4])
-        raise InvalidInput(f"query parameter {shorten(repeated[0])!r} is given more than once ({given}); give it once")
+class _SingleParameters:
+    """Refuses a query parameter that is given twice."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and b"&" in scope["query_string"]:
+            given = QueryParams(scope["query_string"])
+            names = [name for name, _ in given.multi_items()]
+            if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                values = ", ".join(repr(shorten(value)) for value in given.getlist(repeated[0])[:4])
+                reason = f"query parameter {shorten(repeated[0])!r} is given more than once ({values}); give it once"
+                await problem_response(problem(InvalidInput(reason)))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Observed:
