@@ -25,7 +25,7 @@ from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.scoring import ScoreStats
 from leverplus.selector import PointerSelectorV3, SelectorConfig
-from pointer_trainer import dry_run, shards
+from pointer_trainer import dry_run
 from pointer_trainer.jobs import generate as generate_job
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.jobs.generate import generate
@@ -105,20 +105,15 @@ def test_a_second_run_keeps_what_the_first_one_made(run: Any, scorer: Any, data:
     assert not (data.run("job-1") / "shards").exists()
 
 
-def shards_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SHARD_QUERIES", 3)
-
-
 def test_shards_make_the_file_of_one_run_and_are_never_made_again(
     run: Any, scorer: Any, data: DataRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.scorer_url = scorer.url
-    only = {"num_beams": 0, "num_samples_per_temp": 0}  # a selector's last bits depend on who shares its batch
+    only: dict[str, Any] = {"num_beams": 0, "num_samples_per_temp": 0}  # a selector's last bits depend on who shares its batch
     generate(run.context(request(**only), job_id="job-1"))
     whole = data.rl_data("rl-1").read_bytes().split(b"\n")
-    shards_of_three(monkeypatch)
     run.reports.clear()
-    scorer.engine.batches.clear()
+    only |= {"shard_queries": 3}
     # A shard is one request, and tells of its beginning and its end.
     run.stop_after = 4
     with pytest.raises(Cancelled):
@@ -143,29 +138,26 @@ def test_shards_make_the_file_of_one_run_and_are_never_made_again(
     assert lines[1:] == whole[1:]
     heads = [orjson.loads(line[0])["_meta"] for line in (whole, lines)]
     assert heads[0].pop("job_id") != heads[1].pop("job_id")
+    assert [head["request"].pop("shard_queries") for head in heads] == [500, 3]
     assert heads[0] == heads[1]
     steps = [step for phase, step, total, _ in run.reports if phase == "score" and total == 12]
     assert steps[-1] == 12
 
 
-def test_a_damaged_shard_is_told(run: Any, scorer: Any, data: DataRoot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_is_told(run: Any, scorer: Any, data: DataRoot) -> None:
     run.scorer_url = scorer.url
-    shards_of_three(monkeypatch)
     folder = data.run("job-1") / "shards"
     folder.mkdir(parents=True)
     (folder / "00002.ndjson").write_bytes(b'{"query_id":3}\n')
     with pytest.raises(InvalidRlData, match=r"00002\.ndjson.*delete the file and resume"):
-        generate(run.context(request(), job_id="job-1"))
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
 
 
-def test_shards_of_another_scorer_are_refused_at_the_first_answer(
-    run: Any, scorer: Any, data: DataRoot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_of_another_scorer_are_refused_at_the_first_answer(run: Any, scorer: Any, data: DataRoot) -> None:
     run.scorer_url = scorer.url
-    shards_of_three(monkeypatch)
     run.stop_after = 2
     with pytest.raises(Cancelled):
-        generate(run.context(request(), job_id="job-1"))
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
     assert [path.name for path in (data.run("job-1") / "shards").iterdir()] == ["00001.ndjson"]
     run.stop_after = None
     port = int(scorer.url.rsplit(":", 1)[1])
@@ -173,7 +165,7 @@ def test_shards_of_another_scorer_are_refused_at_the_first_answer(
     scorer.engine = EchoEngine(zero_shot="another VLM")
     scorer.start(data, port)
     with pytest.raises(FingerprintMismatch, match=r"generation\.arguments\.zero_shot: expected 'red', found 'another VLM'"):
-        generate(run.context(request(), job_id="job-1"))
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
 
 
 def test_a_dry_run_counts_and_scores_nothing(run: Any, scorer: Any, data: DataRoot) -> None:

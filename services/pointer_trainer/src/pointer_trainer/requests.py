@@ -89,6 +89,9 @@ class GenerateRequest(_Request):
     gt_prob: Annotated[bool, Field(description="fill vqa_gt_prob, for rewards that are made of it")] = False
     info_score: Annotated[bool, Field(description="fill info_score, for reward mode hybrid")] = False
     seed: Seed = 0
+    shard_queries: Annotated[
+        int, Field(ge=1, le=100_000, description="queries in a shard, which one worker takes at a time and makes whole")
+    ] = 500
     dry_run: Annotated[bool, Field(description="count pointers, images and hours, score none; on a sample of many queries")] = (
         False
     )

@@ -1,6 +1,6 @@
 """A generation's queries in shards: each a file of scored queries that is whole or not there, and is never made again.
 
-Shard n of a job holds its queries from n · size on, in their order, a line each as in RL data, and in a last line what is to be
+A shard holds `shard_queries` of a job's queries, in their order, a line each as in RL data, and in a last line what is to be
 known about them. The RL data are the lines of all shards, one behind the other.
 """
 
@@ -14,26 +14,25 @@ from typing import Any
 
 import orjson
 
-from leverplus.errors import InvalidRlData
+from leverplus.errors import InvalidConfig, InvalidRlData
 from leverplus.files import Fence, atomic_file
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.scored_queries import ModeCounts
 
-SHARD_QUERIES = 500
-"""At 20 pointers a query and 100 pointers a second one takes 100 s."""
 _TAIL = "_shard"
 _TAIL_LIMIT = 64 * 1024
 
 
-def shard_size(queries: int) -> int:
-    """Queries in a shard: SHARD_QUERIES, more only where that would be more shards than a job may have children."""
-    return max(SHARD_QUERIES, -(-queries // LARGEST_FAMILY))
-
-
-def shard_count(queries: int) -> int:
-    return -(-queries // shard_size(queries))
+def shard_count(queries: int, size: int) -> int:
+    """How many shards of `size` so many queries make. InvalidConfig where they are more than a job may have children."""
+    count = -(-queries // size)
+    if count > LARGEST_FAMILY:
+        least = -(-queries // LARGEST_FAMILY)
+        reason = f"{size} makes {count} shards of {queries} queries, at most {LARGEST_FAMILY}; ask for {least} or more"
+        raise InvalidConfig(field="shard_queries", reason=reason)
+    return count
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ class ShardTail:
     fingerprint: Fingerprint
 
 
-def cut(query_ids: Sequence[ItemId], folder: Path) -> list[Shard]:
+def cut(query_ids: Sequence[ItemId], size: int, folder: Path) -> list[Shard]:
     """The shards of a generation's queries, whose files are in `folder`."""
-    size = shard_size(len(query_ids))
     return [
         Shard(number, folder / f"{number:05}.ndjson", query_ids[start : start + size])
         for number, start in enumerate(range(0, len(query_ids), size), start=1)

@@ -49,7 +49,7 @@ def generate(context: JobContext) -> dict[str, Any]:
             return estimate(context, generation)
         result = context.run_folder / _RESULT
         if not (result.is_file() and _rl_data(context).is_file()):
-            shards = cut(generation.query_ids, context.run_folder / _SHARDS)
+            shards = cut(generation.query_ids, request.shard_queries, context.run_folder / _SHARDS)
             _run_all(context, generation, shards)
             write_json(result, _finish(context, generation, shards), fence=context.fence)
         remove_folder(context.run_folder / _SHARDS)
@@ -63,7 +63,8 @@ def generate_shard(context: JobContext) -> dict[str, Any]:
     torch.set_num_threads(context.threads)
     assert context.parent is not None, "a shard belongs to a generation"
     generation = open_generation(context.data_root, GenerateRequest.model_validate(context.parent.config))
-    shards = cut(generation.query_ids, context.data_root.run(context.parent.id) / _SHARDS)
+    folder = context.data_root.run(context.parent.id) / _SHARDS
+    shards = cut(generation.query_ids, generation.request.shard_queries, folder)
     shard = shards[ShardConfig.model_validate(context.config).shard - 1]
     tail = _done(context, generation, shards, shard)
     return {"queries": tail.queries, "queries_without_candidates": tail.without_candidates, "scores": tail.scores.to_json()}

@@ -105,7 +105,7 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
     infos = [read_info(state.data_root.checkpoint(checkpoint)) for checkpoint in named]
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
-    shards = 0 if body.dry_run else shard_count(len(query_ids))
+    shards = 0 if body.dry_run else shard_count(len(query_ids), body.shard_queries)
     children = {number: (GENERATE_SHARD, {"shard": number}) for number in range(1, shards + 1)} if shards > 1 else None
     return _accept(state, response, GENERATE, body, key, checkpoints=named, children=children)
 
