@@ -3,7 +3,7 @@
     python benchmarks/generation_memory.py [--queries 20000 40000]
 
 Real processes: API, one worker, one scorer on the echo engine (no model), SQLite. One dataset of the largest number of items, of
-which each run takes so many queries, in shards of 500, 3 pointers a query out of random pools of 64; scores are forgotten between.
+which each run takes so many queries: shards of 500, 3 pointers a query, random pools of 64. Scores are forgotten between them.
 Sampled twice a second: the worker's own memory (RssAnon of the process that does the job; pages of mapped files are the page
 cache's). `growth_mib` is the largest sample less the one when the first queries were done, dataset, embeddings and torch being
 there by then; `while_scoring_mib` without putting the file together and reporting on it. Linux only.
