@@ -169,7 +169,7 @@ class Trainer:
         self._environment = environment
         self._folder = folder
         self.workers = [self._worker(number) for number in range(workers)]
-        self._http = httpx.Client(timeout=10.0)
+        self._http = httpx.Client(timeout=60.0)
 
     def __enter__(self) -> Trainer:
         try:

@@ -63,9 +63,9 @@ def run_children(
             if until_failure and _has_failed(jobs):
                 children.cancel()
             else:
-                # A claim on one that runs succeeds only where its heartbeat has stopped.
-                waiting_first = sorted(open_jobs, key=lambda job: job.status != "queued")
-                if any(children.run(job.id, watch) for job in waiting_first):
+                # A claim on one that runs succeeds only where its heartbeat has stopped: it has waited the longest.
+                running_first = sorted(open_jobs, key=lambda job: job.status == "queued")
+                if any(children.run(job.id, watch) for job in running_first):
                     continue
         except SQLAlchemyError as exc:
             context.logger.warning("the children cannot be looked at: %s", exc)

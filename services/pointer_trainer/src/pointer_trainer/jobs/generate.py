@@ -94,13 +94,13 @@ def _run_children(context: JobContext, children: Children, generation: Generatio
         states = {f"shards_{state}": sum(job.status == state for job in jobs) for state in ("succeeded", "running")}
         context.progress("score", done, total, {**scores.to_json(), "shards": len(shards), **states})
 
-    for job, shard in zip(run_children(context, children, tell, until_failure=True), shards, strict=True):
-        if job.status == "failed":
-            reason = str((job.error or {}).get("detail"))
-            raise ShardFailed(job_id=context.job_id, shard=shard.number, shards=len(shards), child=job.id, reason=reason)
-    if missing := [shard for shard in shards if not shard.is_done]:
-        job_id = f"job {context.job_id}"
-        raise ShardFailed(job_id=context.job_id, shard=missing[0].number, shards=len(shards), child=job_id, reason="cancelled")
+    ended = zip(run_children(context, children, tell, until_failure=True), shards, strict=True)
+    unmade = [(job, shard) for job, shard in ended if job.status != "succeeded"]
+    if unmade:
+        # One that failed tells more than those that were cancelled for it.
+        job, shard = next((pair for pair in unmade if pair[0].status == "failed"), unmade[0])
+        reason = (job.error or {}).get("detail", job.status)
+        raise ShardFailed(job_id=context.job_id, shard=shard.number, shards=len(shards), child=job.id, reason=reason)
 
 
 def _done(
