@@ -2,9 +2,9 @@
 
     python benchmarks/generation_dry_run.py [--queries 443757]
 
-Real processes: API, one worker, one scorer on the echo engine (no model), SQLite; every query has 19 pointers of two shots and the
-empty one asked for, out of a random pool of 64 of all items. `accepted_s`: until `POST /rl-data/generate` answered, `seconds`: from
-then until the job was done, the datasets of worker and scorer being opened in it. Writes benchmarks/results/generation_dry_run.json.
+Real processes: API, one worker, one scorer on the echo engine (no model), SQLite; 19 pointers of two shots a query are asked for
+and the empty one, out of random pools of 64 of all items. `accepted_s`: until `POST /rl-data/generate` answered; `seconds`: from
+then until the job was done, in which worker and scorer open the dataset. Writes benchmarks/results/generation_dry_run.json.
 """
 
 from __future__ import annotations
