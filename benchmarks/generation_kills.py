@@ -3,7 +3,7 @@
     python benchmarks/generation_kills.py [--rounds 4] [--seed 0]
 
 Real processes: API, two workers, two scorers on the echo engine that wait 0.2 s with every batch, SQLite. First a generation that
-nothing happens to: 120 queries in 12 shards. Then in each round, the scores being forgotten, one worker and one scorer get SIGKILL
+nothing happens to: 120 queries in 12 shards. Then in each round, the scores being forgotten, a worker and a scorer get SIGKILL
 at a random moment; the scorer is started again after 5 s, the worker at the end of the round. `taken_up_s`: from the kill of the
 worker until the shard that it had was claimed by the other (null where it had none). Writes
 benchmarks/results/generation_kills.json.
