@@ -114,6 +114,9 @@ def test_tensors_are_loaded_strictly(folder, change, reason):
         ({"shots": ["2"]}, "field 'shots' is ['2'], expected whole numbers"),
         ({"created_at": 5}, "field 'created_at' is 5, expected a str"),
         ({"rl_data": [5]}, "field 'rl_data' holds 5"),
+        ({"best_fixed": []}, "field 'best_fixed' is [], expected lists of pointers"),
+        ({"best_fixed": {"2": [[1]]}}, "field 'best_fixed' is {'2': [[1]]}"),
+        ({"best_fixed": {"1": [["1"]]}}, "field 'best_fixed' is"),
         ({"fingerprint": {"pool": 5}}, "fingerprint.pool is 5, expected an object"),
         ({"selector": {"d_model": 12, "depth": 3}}, "unknown field 'depth'"),
         ({"selector": {**CONFIG.to_json(), "num_layers": 1}}, "unexpected: ['attn_norms.1.bias'"),
@@ -124,6 +127,15 @@ def test_checkpoint_json_is_checked(folder, change, reason):
     rewrite_info(folder, **change)
     with pytest.raises(InvalidCheckpoint, match=re.escape(reason)):
         load_checkpoint(folder)
+
+
+def test_fixed_pointers_are_kept_and_their_absence_is_none(folder, tmp_path, model):
+    save_checkpoint(tmp_path / "ckpt-2", model.tensors(), replace(info("ckpt-2"), best_fixed={"2": [[1, 2], [3, 4]]}))
+    assert load_checkpoint(tmp_path / "ckpt-2")[1].best_fixed == {"2": [[1, 2], [3, 4]]}
+    value = orjson.loads((folder / "checkpoint.json").read_bytes())
+    del value["best_fixed"]
+    (folder / "checkpoint.json").write_bytes(orjson.dumps(value))
+    assert load_checkpoint(folder)[1].best_fixed == {}
 
 
 def test_broken_files(folder, tmp_path):

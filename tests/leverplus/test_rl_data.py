@@ -815,7 +815,7 @@ def record_lists(draw: st.DrawFn) -> list[QueryRecord]:
     return records
 
 
-on_files = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+on_files = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(record_lists(), st.sampled_from(["rl.json", "rl.ndjson", "rl.jsonl"]))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from leverplus import rl_data
@@ -24,7 +25,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.scoring import ScoreStats
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
 from pointer_trainer import dry_run
 from pointer_trainer.jobs import generate as generate_job
 from pointer_trainer.jobs.evaluate import evaluate
@@ -450,6 +451,41 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     result = evaluate(run.context(on_train, job_id="job-e"))
     assert result["trained_on"] == {"ckpt-t": None}
     assert "not known whether ckpt-t was trained on these queries" in result["markdown"]
+
+
+SELECTORS: dict[str, dict[str, Any]] = {
+    "v0": {"architecture": "autoregressive", "num_layers": 1},
+    "v1": {"num_layers": 0},
+    "v2": {"supervised_epochs": 1, "rce_epochs": 0},
+    "v3": {},
+}
+
+
+def test_every_kind_of_selector_is_trained_evaluated_and_proposes(run: Any, scorer: Any, data: DataRoot) -> None:
+    """All four from one file, side by side in one evaluation; each names the candidates of a further round."""
+    run.scorer_url = scorer.url
+    generate(run.context(request(), job_id="job-g"))
+    for name, settings in SELECTORS.items():
+        config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4, **settings}
+        result = train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id=f"job-{name}"))
+        assert result["checkpoint_id"] == f"ckpt-{name}"
+        info = read_info(data.checkpoint(f"ckpt-{name}"))
+        assert info.selector["architecture"] == ("autoregressive" if name == "v0" else "pointer")
+        assert info.metrics["phase"] == ("supervised" if name == "v2" else "rce")
+    checkpoints = [f"ckpt-{name}" for name in SELECTORS]
+    result = evaluate(run.context(evaluation(checkpoints=checkpoints, bootstrap_draws=100), job_id="job-e"))
+    assert result["checkpoints"] == {f"{name} ckpt-{name}": f"ckpt-{name}" for name in SELECTORS}
+    alone = evaluate(run.context(evaluation(checkpoints=["ckpt-v0"], bootstrap_draws=100), job_id="job-f"))
+    assert alone["checkpoints"] == {"v0": "ckpt-v0"}
+    again = generate(run.context(request(checkpoint="ckpt-v0", num_retrieval=0), job_id="job-h"))
+    model = selector_from_checkpoint(data.checkpoint("ckpt-v0"))
+    embeddings = Embeddings.open(data.embeddings("toy"))
+    for record in rl_data.read(data.rl_data(again["rl_data_id"])).records:
+        pool = torch.from_numpy(embeddings.candidate[list(record.candidate_pool_ids)])[None]
+        query = torch.from_numpy(embeddings.query[[record.query_id]])
+        best = model.select_beams(query, pool, 2, 5).positions[0]
+        found = {one.beam_rank: one.pointer for one in record.candidates if one.gen_method == "beam"}
+        assert found[0] == tuple(record.candidate_pool_ids[place] for place in best[0].tolist())
 
 
 def test_a_job_with_grpo_names_both_checkpoints_and_the_recommended_one(run: Any, scorer: Any, data: DataRoot) -> None:

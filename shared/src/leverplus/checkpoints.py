@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from leverplus.data_root import DataRoot
-from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, InvalidInput, LeverPlusError, NotFound
+from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, InvalidInput, LeverPlusError, NotFound, shorten
 from leverplus.files import Fence, atomic_folder, file_sha256, write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.selector.config import SelectorConfig, tensor_shapes
@@ -36,7 +36,8 @@ class CheckpointInfo:
 
     `selector`: the fields of SelectorConfig. `pool_policy`: PoolPolicy.to_json, empty where it is unknown. `shots`: the
     numbers of demonstrations it was trained on. `rl_data`: [{"id", "sha256"}]. `created_at`: ISO 8601, UTC.
-    `model_sha256` is filled in by `save_checkpoint`.
+    `best_fixed`: for each number of shots, as text, the pointers that did best on its training queries whatever the query, best
+    first; empty where it was made without such scores. `model_sha256` is filled in by `save_checkpoint`.
     """
 
     checkpoint_id: str
@@ -52,6 +53,7 @@ class CheckpointInfo:
     code_version: str
     created_at: str
     model_sha256: str = field(default="")
+    best_fixed: dict[str, list[list[int]]] = field(default_factory=dict[str, list[list[int]]])
 
     @property
     def selector_config(self) -> SelectorConfig:
@@ -97,7 +99,7 @@ def read_info(folder: Path) -> CheckpointInfo:
     if value.get("format") != FORMAT:
         raise InvalidCheckpoint(path=path, reason=f"format is {value.get('format')!r}, expected {FORMAT!r}")
     names = {item.name for item in fields(CheckpointInfo)}
-    if missing := sorted(names - set(value)):
+    if missing := sorted(names - {"best_fixed"} - set(value)):
         raise InvalidCheckpoint(path=path, reason=f"field {missing[0]!r} is missing")
     if unknown := sorted(set(value) - names):
         raise InvalidCheckpoint(path=path, reason=f"unknown field {unknown[0]!r}")
@@ -114,6 +116,9 @@ def read_info(folder: Path) -> CheckpointInfo:
     for stated in value["rl_data"]:
         if not (isinstance(stated, dict) and all(isinstance(stated.get(name), str) for name in ("id", "sha256"))):
             raise InvalidCheckpoint(path=path, reason=f"field 'rl_data' holds {stated!r}, expected objects of id and sha256")
+    if not _are_fixed_pointers(fixed := value.get("best_fixed", {})):
+        reason = f"field 'best_fixed' is {shorten(repr(fixed))}, expected lists of pointers by their number of shots"
+        raise InvalidCheckpoint(path=path, reason=reason)
     try:
         fingerprint = Fingerprint.from_json(value["fingerprint"])
     except InvalidInput as exc:
@@ -157,6 +162,17 @@ def list_checkpoints(root: DataRoot) -> tuple[list[CheckpointInfo], dict[str, Le
         except LeverPlusError as exc:
             broken[folder.name] = exc
     return sorted(found, key=lambda info: (info.created_at, info.checkpoint_id)), broken
+
+
+def _are_fixed_pointers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(pointers, list)
+        and all(
+            isinstance(pointer, list) and str(len(pointer)) == shots and all(type(item_id) is int for item_id in pointer)
+            for pointer in pointers
+        )
+        for shots, pointers in value.items()
+    )
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], info: CheckpointInfo) -> None:

@@ -121,10 +121,12 @@ class Pools:
         self.embeddings = embeddings
         self.policy = policy
         split = np.asarray(dataset.split_ids(policy.candidate_split), dtype=np.int64)
-        self._candidates = split if policy.ids is None else _inside(policy, split)
+        self.candidates = split if policy.ids is None else _inside(policy, split)
+        """Item ids [N] that pools are made of, ascending."""
         codes: dict[str, int] = {}
         self._image_codes = np.asarray([codes.setdefault(item.image_id, len(codes)) for item in dataset.items])
         self._codes = codes
+        self._candidate_codes = self._image_codes[self.candidates]
         self._columns = slice(None)
         self._directions: Vector | None = None
         if policy.sampler in _BLOCKS:
@@ -140,7 +142,7 @@ class Pools:
         name = _BLOCKS[sampler]
         if name is not None:
             self._columns = require_block(embeddings.manifest.blocks, name)
-        ids = embeddings.require(self._candidates)
+        ids = embeddings.require(self.candidates)
         self._directions = _unit(embeddings.candidate[ids, self._columns])
 
     def pool(self, query_id: int) -> Ids:
@@ -150,9 +152,9 @@ class Pools:
         has no vector, and the sampler needs one).
         """
         self.dataset.item(query_id)
-        keep = self._candidates != query_id
+        keep = self.candidates != query_id
         if "same_image" in self.policy.exclude:
-            keep &= self._image_codes[self._candidates] != self._image_codes[query_id]
+            keep &= self._candidate_codes != self._image_codes[query_id]
         vector = None
         if self._directions is not None and self.embeddings is not None:
             vector = self.embeddings.query[self.embeddings.require([query_id])[0]]
@@ -165,9 +167,9 @@ class Pools:
         vector [d]: its embedding, needed by the samplers by similarity. image_id: the dataset's own id of the image,
         where it is known to be one of its images.
         """
-        keep = np.ones(len(self._candidates), dtype=np.bool_)
+        keep = np.ones(len(self.candidates), dtype=np.bool_)
         if "same_image" in self.policy.exclude and image_id in self._codes:
-            keep &= self._image_codes[self._candidates] != self._codes[image_id]
+            keep &= self._candidate_codes != self._codes[image_id]
         if self._directions is not None and vector is None:
             raise InvalidEmbeddings(
                 path="query", reason=f"sampler {self.policy.sampler!r} needs the query's vector, and none was given"
@@ -176,7 +178,7 @@ class Pools:
 
     def _draw(self, keep: npt.NDArray[np.bool_], vector: Vector | None, seed: int, *, query: str) -> Ids:
         policy = self.policy
-        eligible = self._candidates[keep]
+        eligible = self.candidates[keep]
         if policy.sampler in ("all", "from_pointers"):
             if not len(eligible):
                 raise InvalidConfig(field="pool", reason=f"no candidate is left for {query} after exclusions")

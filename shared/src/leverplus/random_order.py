@@ -8,6 +8,7 @@ was trained on. So ids are ordered by a keyed hash of their own: the finaliser o
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -29,16 +30,28 @@ def derive_seed(*parts: int | str | bytes) -> int:
 
 def random_keys(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
     """One key an id; sorting by it is a random order of the ids. ids [n] non-negative → keys [n]."""
-    z = (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(seed % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+    z = (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+    z += np.uint64(seed % 2**64)
+    shifted = z >> np.uint64(30)
+    z ^= shifted
+    z *= _MIX_1
+    np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= shifted
+    z *= _MIX_2
+    np.right_shift(z, np.uint64(31), out=shifted)
+    z ^= shifted
+    return z
 
 
 def random_first(ids: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
     """The first `count` of `ids` in a random order: drawn without replacement, whatever order they came in."""
+    if not count:
+        return ids[:0]
     keys = random_keys(ids, seed)
-    if count < len(ids):
-        chosen = np.argpartition(keys, count)[:count] if count else np.empty(0, dtype=np.int64)
-        ids, keys = ids[chosen], keys[chosen]
-    return ids[np.argsort(keys)]
+    # Of n keys spread over [0, 2^64) the first ones lie below this: far fewer are left to be sorted.
+    likely = (count + 10 * math.sqrt(count) + 10) / len(ids)
+    if likely < 1:
+        near = np.flatnonzero(keys < np.uint64(likely * 2**64))
+        if len(near) >= count:
+            ids, keys = ids[near], keys[near]
+    return ids[np.argsort(keys)[:count]]

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from leverplus.files import Fence, atomic_file
 
 _TRAIN = {
+    "supervised": "train (best beam, per demonstration)",
     "rce": "train (weighted, with temperature)",
     "expected_reward": "train (minus expected reward, plus KL)",
     "grpo": "train (clipped policy loss, plus KL)",

@@ -13,7 +13,7 @@ from leverplus.embeddings import Embeddings
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import Pools
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from leverplus.selector.model import selector_from_tensors
 from pointer_trainer.proposals import initialised_selector
 from pointer_trainer.query_sample import sample_queries
@@ -29,7 +29,7 @@ class Generation:
     embeddings: Embeddings
     pools: Pools
     own: Fingerprint
-    selector: PointerSelectorV3
+    selector: Selector
     origin: dict[str, Any]
     query_ids: list[ItemId]
 
@@ -61,9 +61,7 @@ def _open(root: DataRoot, request_json: str, _versions: tuple[int | None, ...]) 
     return Generation(request, dataset, embeddings, pools, own, selector, origin, query_ids)
 
 
-def _selector(
-    root: DataRoot, request: GenerateRequest, own: Fingerprint, d_model: int
-) -> tuple[PointerSelectorV3, dict[str, Any]]:
+def _selector(root: DataRoot, request: GenerateRequest, own: Fingerprint, d_model: int) -> tuple[Selector, dict[str, Any]]:
     if request.checkpoint is None:
         return initialised_selector(d_model, request.seed)
     tensors, info = load_checkpoint(root.checkpoint(request.checkpoint))

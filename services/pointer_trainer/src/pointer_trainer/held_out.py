@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from leverplus.rewards import RewardConfig
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from pointer_trainer import losses
 from pointer_trainer.batches import RlBatch
 
@@ -18,7 +18,7 @@ NAMES = ("held_out_rce", "held_out_expected_reward", "held_out_greedy_reward", "
 
 
 @torch.no_grad()
-def measure_held_out(model: PointerSelectorV3, batches: Iterable[RlBatch]) -> dict[str, float]:
+def measure_held_out(model: Selector, batches: Iterable[RlBatch]) -> dict[str, float]:
     """Means over all groups (query, shots) of `batches`, in eval mode; the model's own mode is put back.
 
     RCE on raw rewards at τ = 1; the expected reward under softmax of log π over the scored candidates; the reward of the
@@ -48,7 +48,7 @@ def measure_held_out(model: PointerSelectorV3, batches: Iterable[RlBatch]) -> di
 
 
 @torch.no_grad()
-def measure_accuracy(model: PointerSelectorV3, batches: Iterable[RlBatch]) -> dict[str, float | None]:
+def measure_accuracy(model: Selector, batches: Iterable[RlBatch]) -> dict[str, float | None]:
     """Means over all groups of `batches`, whose rewards are by ACCURACY: expected under the selector, and one drawn at random.
 
     In the same unit whatever the selector was trained on: over every held-out candidate whose accuracy is known, also one

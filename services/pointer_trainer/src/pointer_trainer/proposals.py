@@ -19,7 +19,7 @@ from leverplus.policies import similar_positions
 from leverplus.pools import Pools
 from leverplus.random_order import derive_seed
 from leverplus.rl_data import Candidate
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import Selector, SelectorConfig, new_selector
 from leverplus.selector.config import CHOSEN_LOGIT
 from pointer_trainer.candidates import (
     Positions,
@@ -69,12 +69,12 @@ class _Batch:
     pool_mask: Tensor
 
 
-def initialised_selector(d_model: int, seed: int) -> tuple[PointerSelectorV3, dict[str, Any]]:
+def initialised_selector(d_model: int, seed: int) -> tuple[Selector, dict[str, Any]]:
     """A selector before any training, the same for the same seed, and what `_meta` says of it."""
     config = SelectorConfig(d_model=d_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        selector = PointerSelectorV3(config).eval()
+        selector = new_selector(config).eval()
     return selector, {"source": "initialised", "seed": seed, "config": config.to_json()}
 
 
@@ -86,7 +86,7 @@ def logging_mixture(request: GenerateRequest) -> dict[str, float]:
 
 
 def propose(
-    selector: PointerSelectorV3,
+    selector: Selector,
     embeddings: Embeddings,
     pools: Pools,
     query_ids: Sequence[ItemId],
@@ -132,7 +132,7 @@ def _batch(embeddings: Embeddings, query_ids: Sequence[ItemId], pools: Sequence[
 
 
 def _found(
-    selector: PointerSelectorV3, embeddings: Embeddings, batch: _Batch, shots: int, request: GenerateRequest
+    selector: Selector, embeddings: Embeddings, batch: _Batch, shots: int, request: GenerateRequest
 ) -> list[list[Candidate]]:
     """Candidates of one length for each query of the batch, repeats included."""
     smallest = min(len(pool) for pool in batch.pools)
@@ -182,7 +182,7 @@ def _by_answer(embeddings: Embeddings, dataset: Dataset, batch: _Batch, shots: i
     return found
 
 
-def _beams(selector: PointerSelectorV3, batch: _Batch, shots: int, num_beams: int) -> list[list[Candidate]]:
+def _beams(selector: Selector, batch: _Batch, shots: int, num_beams: int) -> list[list[Candidate]]:
     if not num_beams:
         return [[] for _ in batch.pools]
     beams = selector.select_beams(batch.query, batch.candidates, shots, num_beams, batch.pool_mask)
@@ -197,7 +197,7 @@ def _beams(selector: PointerSelectorV3, batch: _Batch, shots: int, num_beams: in
     ]
 
 
-def _draws(selector: PointerSelectorV3, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
+def _draws(selector: Selector, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
     """The same number of draws for every query: the samples of each temperature, then the random ones."""
     draws: list[list[_Draw]] = [[] for _ in batch.pools]
     is_logged = request.logging is None
@@ -211,7 +211,7 @@ def _draws(selector: PointerSelectorV3, batch: _Batch, shots: int, request: Gene
     return draws
 
 
-def _logging_draws(selector: PointerSelectorV3, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
+def _logging_draws(selector: Selector, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
     """`request.logging.draws` independent draws of its mixture for every query; none where it is null."""
     if request.logging is None:
         return [[] for _ in batch.pools]
@@ -239,7 +239,7 @@ def _logging_draws(selector: PointerSelectorV3, batch: _Batch, shots: int, reque
 
 
 def _sample(
-    selector: PointerSelectorV3, batch: _Batch, shots: int, count: int, temperature: float, seed: int, purpose: str
+    selector: Selector, batch: _Batch, shots: int, count: int, temperature: float, seed: int, purpose: str
 ) -> list[list[Positions]]:
     """`count` independent pointers of each query at one temperature, others for another purpose."""
     own_seed = derive_seed(purpose, seed, shots, f"{temperature:g}", int(batch.query_ids[0]))
@@ -257,7 +257,7 @@ def _sample(
 
 @torch.no_grad()
 def _tempered_logprobs(
-    selector: PointerSelectorV3, batch: _Batch, drawn: Sequence[Sequence[_Draw]], temps: Sequence[float]
+    selector: Selector, batch: _Batch, drawn: Sequence[Sequence[_Draw]], temps: Sequence[float]
 ) -> NDArray[np.float64]:
     """[B, D, T] log-probability of each drawn pointer under softmax(logits / temperature), for each temperature."""
     if not drawn[0]:

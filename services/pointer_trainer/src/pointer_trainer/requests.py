@@ -153,7 +153,7 @@ class SweepConfig(SweepRequest):
 
 
 class EvaluateRequest(_Request):
-    """Systems on the same queries: zero-shot, random, most-similar, and the v3 selector of each checkpoint."""
+    """Systems on the same queries: zero-shot, random, most-similar, and the selector of each checkpoint (v0, v1, v2 or v3)."""
 
     dataset: Name
     split: str = "test"

@@ -84,6 +84,8 @@ def run_job(
         try:
             return _finish(job, context, pulse, jobs, lease, functions)
         except LeaseLost:
+            # It may have ended the job a moment ago, and not come to say so.
+            pulse.end()
             if pulse.has_ended_job:
                 log.info("cancelled; what the work went on with was refused")
                 return "cancelled"
@@ -157,6 +159,7 @@ class _Pulse:
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pulse of {lease.job_id}", daemon=True)
         self.has_ended_job = False
         """The job was cancelled, and ended from here because its work did not notice in time."""
 
@@ -182,13 +185,16 @@ class _Pulse:
 
     @contextmanager
     def beating(self) -> Generator[None]:
-        thread = threading.Thread(target=self._run, name=f"pulse of {self._lease.job_id}", daemon=True)
-        thread.start()
+        self._thread.start()
         try:
             yield
         finally:
-            self._ended.set()
-            thread.join()
+            self.end()
+
+    def end(self) -> None:
+        """Returns when the thread has ended; once more is no error."""
+        self._ended.set()
+        self._thread.join()
 
     def _run(self) -> None:
         last_beat = time.monotonic()

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput
+from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput, LeverPlusError
 from leverplus.ids import MAX_SHOTS
-from selector_api.schemas import PolicyName
-from selector_api.serving import Query, Served
+from selector_api.fixed_pointer import fixed_pointer
+from selector_api.schemas import Choosing, PolicyName
+from selector_api.serving import Pool, Query, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +22,15 @@ class Way:
     policy: PolicyName
     shots: int
     beam: int
+    exclude: tuple[int, ...] = ()
 
 
-def settle_way(served: Served, policy: PolicyName, shots: int | None, beam: int, dataset: str | None) -> Way:
-    """Checks what was asked against the checkpoint. InvalidConfig naming the field; FingerprintMismatch for another dataset."""
-    info = served.info
+def settle_way(served: Served, asked: Choosing) -> Way:
+    """Checks what was asked against the checkpoint.
+
+    InvalidConfig naming the field; FingerprintMismatch for another dataset; NotFound for an item that it has not.
+    """
+    info, policy, shots, beam, dataset = served.info, asked.policy, asked.shots, asked.beam, asked.dataset
     if dataset is not None and dataset != info.dataset:
         raise FingerprintMismatch(
             subject=f"checkpoint {info.checkpoint_id}", differences={"dataset.name": (dataset, info.dataset)}
@@ -42,7 +47,9 @@ def settle_way(served: Served, policy: PolicyName, shots: int | None, beam: int,
         raise InvalidConfig(field="shots", reason=reason)
     if policy != "v3" and beam != 1:
         raise InvalidConfig(field="beam", reason=f"{beam}, but policy {policy} knows no beam; leave it out")
-    return Way(policy, shots, beam)
+    for item_id in asked.exclude:
+        served.dataset.item(item_id)
+    return Way(policy, shots, beam, asked.exclude)
 
 
 def resolve_query(
@@ -73,13 +80,45 @@ def resolve_query(
     return Query(None, vector)
 
 
-def select(served: Served, query: Query, way: Way) -> dict[str, Any]:
-    """The answer, as schemas.Selection describes it."""
+def select(served: Served, queries: Sequence[Query], way: Way) -> list[dict[str, Any] | LeverPlusError]:
+    """The answer to each query, as schemas.Selection describes it, or why there is none."""
+    answers: dict[int, dict[str, Any] | LeverPlusError] = {}
+    waiting: list[tuple[int, Query, Pool]] = []
+    for number, query in enumerate(queries):
+        try:
+            if way.policy == "best_fixed":
+                pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
+                answers[number] = _answer(served, query, way, pool, pointer)
+                continue
+            pool = _pool(served, query, way)
+            if way.policy == "v3":
+                waiting.append((number, query, pool))
+            else:
+                positions = served.compare(query, pool, way.policy, way.shots)
+                answers[number] = _answer(served, query, way, pool, pool.ids[list(positions)].tolist())
+        except LeverPlusError as exc:
+            answers[number] = exc
+    if waiting:
+        chosen = served.choose([(query, pool) for _, query, pool in waiting], way.shots, way.beam)
+        for (number, query, pool), found in zip(waiting, chosen, strict=True):
+            answers[number] = found if isinstance(found, LeverPlusError) else _answer(served, query, way, pool, *found)
+    return [answers[number] for number in range(len(queries))]
+
+
+def _pool(served: Served, query: Query, way: Way) -> Pool:
     pool = served.pool(query)
+    if way.exclude:
+        pool = pool.without(np.isin(pool.ids, way.exclude))
     if way.shots > len(pool.ids):
-        raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates")
-    positions, steps = served.choose(query, pool, way.policy, way.shots, way.beam)
-    pointer: list[int] = pool.ids[list(positions)].tolist()
+        left_out = len(pool.description["excluded"])
+        after = f" after {left_out} were left out" if left_out else ""
+        raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates{after}")
+    return pool
+
+
+def _answer(
+    served: Served, query: Query, way: Way, pool: Pool, pointer: list[int], steps: Sequence[float] | None = None
+) -> dict[str, Any]:
     return {
         "query_id": query.item_id,
         "pointer": pointer,

@@ -7,11 +7,14 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter
+from starlette.middleware import Middleware
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import create_service
+from selector_api.batches import Batches
+from selector_api.known_answers import KnownAnswers, KnownAnswersFirst
 from selector_api.library import Library
 from selector_api.routes import router
 from selector_api.settings import SelectorSettings
@@ -33,14 +36,30 @@ def create_app(settings: SelectorSettings) -> FastAPI:
             return f"deployment {DEFAULT_ALIAS!r} cannot be served, {served.info.checkpoint_id} goes on instead: {fault}"
         return None
 
+    batches = Batches()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
+        batches.close()
 
-    app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB)
+    registry = CollectorRegistry()
+    selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
+    known = KnownAnswers(library, selections)
+    app = create_service(
+        "selector_api",
+        ready=ready,
+        lifespan=lifespan,
+        body_limit_mib=_BODY_LIMIT_MIB,
+        repeatable=("exclude",),
+        registry=registry,
+        innermost=[Middleware(KnownAnswersFirst, answers=known)],
+    )
     app.state.library = library
-    app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
+    app.state.batches = batches
+    app.state.known = known
+    app.state.selections = selections
     app.include_router(router)
     return app

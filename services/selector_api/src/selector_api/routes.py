@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mimetypes
 import os
-from typing import Annotated, Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated
 
 import orjson
 from fastapi import APIRouter, Body, Request, Response
@@ -15,9 +17,11 @@ from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput, LeverPlusError
 from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import resolve_query, select, settle_way
+from selector_api.batches import Batches
+from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
 from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
-from selector_api.serving import Served
+from selector_api.serving import Query, Served
 
 router = APIRouter()
 
@@ -33,12 +37,16 @@ _IMAGE_MAX_AGE_S = 3600
 )
 async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
-    parameters = query_parameters(request, SelectParameters)
+    parameters = query_parameters(request, SelectParameters, lists=("exclude",))
     served = await _served(request, parameters)
-    way = settle_way(served, parameters.policy, parameters.shots, parameters.beam, parameters.dataset)
-    answer = select(served, resolve_query(served, parameters.query_id, parameters.question_id), way)
+    way = settle_way(served, parameters)
+    query = resolve_query(served, parameters.query_id, parameters.question_id)
+    batches: Batches = request.app.state.batches
+    body = orjson.dumps(await batches.select(served, way, query))
+    known: KnownAnswers = request.app.state.known
+    known.keep(request, served, None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS, way.policy, body)
     request.app.state.selections.labels(way.policy).inc()
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return Response(body, media_type="application/json")
 
 
 @router.post("/select", tags=["select"], responses={200: {"model": Selections}}, response_class=Response)
@@ -49,17 +57,18 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     seed and the embedding's bytes (float32, little-endian), or by similarity to it, and nothing is excluded from it.
     """
     served = await _served(request, body)
-    way = settle_way(served, body.policy, body.shots, body.beam, body.dataset)
+    way = settle_way(served, body)
 
     def answer() -> bytes:
-        results: list[dict[str, Any]] = []
+        queries: list[Query] = []
         for number, asked in enumerate(body.queries):
-            try:
-                query = resolve_query(served, asked.query_id, asked.question_id, asked.embedding)
-                results.append(select(served, query, way))
-            except LeverPlusError as exc:
-                exc.detail = f"queries.{number}: {exc.detail}"
-                raise
+            with _naming(f"queries.{number}"):
+                queries.append(resolve_query(served, asked.query_id, asked.question_id, asked.embedding))
+        results = select(served, queries, way)
+        for number, result in enumerate(results):
+            if isinstance(result, LeverPlusError):
+                with _naming(f"queries.{number}"):
+                    raise result
         return orjson.dumps({"results": results})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
@@ -90,6 +99,16 @@ async def image(request: Request, dataset: str, item_id: int) -> Response:
         return Response(status_code=304, headers=headers)
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return FileResponse(path, media_type=kind, headers=headers, stat_result=status)
+
+
+@contextmanager
+def _naming(place: str) -> Generator[None]:
+    """Errors inside say where they are from."""
+    try:
+        yield
+    except LeverPlusError as exc:
+        exc.detail = f"{place}: {exc.detail}"
+        raise
 
 
 async def _served(request: Request, asked: Choosing) -> Served:

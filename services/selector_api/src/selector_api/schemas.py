@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.ids import MAX_SHOTS
 
 MAX_QUERIES = 1_000
 MAX_BEAM = 64
+MAX_EXCLUDED = 1_000
 
-PolicyName = Literal["v3", "random", "similar_image", "similar_text", "similar_joint", "zero_shot"]
+PolicyName = Literal["v3", "random", "similar_image", "similar_text", "similar_joint", "best_fixed", "zero_shot"]
 
 Shots = Annotated[
     int | None,
@@ -23,14 +25,36 @@ Beam = Annotated[
 ]
 
 
+def _split_at_commas(value: Any) -> Any:
+    """In a URL a list is written with commas, by repeating the parameter, or both."""
+    if not isinstance(value, list | tuple):
+        return value
+    given = cast("Iterable[Any]", value)
+    return [part for each in given for part in (each.split(",") if isinstance(each, str) else [each])]
+
+
+Excluded = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...],
+    BeforeValidator(_split_at_commas),
+    Field(
+        max_length=MAX_EXCLUDED,
+        description="Ids of items that are not to be chosen; they are taken out of the pool. In a URL separated by commas",
+    ),
+]
+
+
 class Choosing(BaseModel):
     """How to choose, and by what."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shots: Shots = None
-    policy: Annotated[PolicyName, Field(description="How the demonstrations are chosen, from the checkpoint's pool")] = "v3"
+    policy: Annotated[
+        PolicyName,
+        Field(description="How demonstrations are chosen, from the checkpoint's pool; v3: by its selector, whatever kind it is"),
+    ] = "v3"
     beam: Beam = 1
+    exclude: Excluded = ()
     dataset: Annotated[str | None, Field(description="Refused if the checkpoint's dataset is another one")] = None
     checkpoint: Annotated[str | None, Field(description="A checkpoint's id, instead of an alias")] = None
     alias: Annotated[str | None, Field(description=f"A deployment's alias, {DEFAULT_ALIAS!r} if neither is given")] = None
@@ -71,6 +95,9 @@ class PoolDescription(BaseModel):
     size: int
     policy: dict[str, Any] = Field(description="The checkpoint's pool policy")
     sha256: str = Field(description="Of the canonical JSON of the pool's item ids in order")
+    excluded: list[int] = Field(
+        description="What was taken out of the query's pool before: items that were to be excluded, or that show its own image"
+    )
 
 
 class Selection(BaseModel):

@@ -5,19 +5,25 @@ It is served only where dataset, embeddings and pool policy have the fingerprint
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from leverplus.checkpoints import CheckpointInfo, Tensors
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import InvalidCheckpoint
+from leverplus.errors import InvalidCheckpoint, LeverPlusError
 from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
-from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
+from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
+from selector_api.choosing import Asked, Chooser, Chosen
+from selector_api.own_image import OwnImage
 from selector_api.schemas import PolicyName
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
@@ -28,11 +34,8 @@ _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
 
 _POOLS_KEPT = 4_096
 _POOL_IDS_KEPT = 2_000_000
-_ITEMS_PREPARED = 32_768
-"""More items than this are projected when they are asked for: 2 KiB an item would be too much memory."""
-
-Positions = tuple[Position, ...]
-Steps = tuple[float, ...] | None
+QUICK_POOL = 1_024
+"""Choosing from no more items than this takes less time than handing the work to a thread and back under load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +45,35 @@ class Pool:
     ids: Ids
     description: dict[str, Any]
 
+    @classmethod
+    def described(cls, ids: Ids, policy: dict[str, Any]) -> Pool:
+        return cls(ids, {"size": len(ids), "policy": policy, "sha256": digest(ids), "excluded": []})
+
+    def without(self, left_out: npt.NDArray[np.bool_]) -> Pool:
+        """What is left when the ids that `left_out` [K] marks are taken out; they stand in the description."""
+        if not left_out.any():
+            return self
+        narrowed = self.described(self.ids[~left_out], self.description["policy"])
+        narrowed.description["excluded"] = [*self.description["excluded"], *self.ids[left_out].tolist()]
+        return narrowed
+
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Either an item of the dataset, or the vector [d] of something else."""
+    """Either an item of the dataset, or something else: its vector [d], and where they are known its image file and question."""
 
     item_id: int | None
     vector: Vector | None = None
+    image: bytes | None = None
+    question: str | None = None
 
     @property
     def data(self) -> bytes:
-        """The vector's bytes: float32, little-endian."""
+        """What stands for a query outside the dataset: its image's bytes, else its vector's (float32, little-endian)."""
+        if self.image is not None:
+            return self.image
         assert self.vector is not None
-        return self.vector.astype("<f4").tobytes()
+        return b"" if self.question is not None else self.vector.astype("<f4").tobytes()
 
 
 class Served:
@@ -78,9 +97,12 @@ class Served:
         subject = f"what lies here for checkpoint {info.checkpoint_id}"
         info.fingerprint.require_same(found, subject=subject, parts=("dataset", "pool"))
         self.digests = found.digests()
-        self._policy = V3Policy(tensors, info.selector_config)
-        self._prepared = self._policy.prepare(embeddings.candidate) if len(embeddings) <= _ITEMS_PREPARED else None
         self._pools = Pools(dataset, embeddings, policy)
+        whole = policy.sampler in ("all", "from_pointers")
+        selector = selector_policy(tensors, info.selector_config)
+        self._chooser = Chooser(selector, embeddings, self._pools.candidates, whole=whole)
+        self.quick = (len(self._pools.candidates) if whole else policy.k) <= QUICK_POOL
+        self._own_image = OwnImage(dataset)
         self._seed = policy.seed
         self._pool_policy = policy.fingerprint()
         # A pool is worth keeping, but one of the sampler `all` is as long as the split.
@@ -88,33 +110,55 @@ class Served:
         self._pool_of_item = lru_cache(max(1, kept))(self._draw_pool)
 
     def pool(self, query: Query) -> Pool:
-        """The pool of an item, or of a vector outside the dataset: seeded by its bytes, and nothing is excluded from it."""
+        """The pool of an item, or of a query outside the dataset: seeded by its image and question, else by its vector.
+
+        An item that shows the query's own image is in none, whatever the policy that the checkpoint was trained with.
+        """
         if query.item_id is not None:
             return self._pool_of_item(query.item_id)
-        assert query.vector is not None
-        return self._described(self._pools.pool_of_unseen(image=query.data, question="", vector=query.vector))
+        same = self._item_of_image(query)
+        ids = self._pools.pool_of_unseen(
+            image=query.data,
+            question=query.question or "",
+            vector=query.vector,
+            image_id=None if same is None else self.dataset.items[same].image_id,
+        )
+        return Pool.described(ids, self._pool_policy).without(self.showing_its_image(query, ids))
 
-    def choose(self, query: Query, pool: Pool, policy: PolicyName, shots: int, beam: int) -> tuple[Positions, Steps]:
-        """Positions in the pool, and the log-probability of each where the policy has any."""
+    def showing_its_image(self, query: Query, ids: Ids) -> npt.NDArray[np.bool_]:
+        """[K] which of `ids` [K] show the query's own image, as far as it is known."""
+        item_id = self._item_of_image(query)
+        return np.zeros(len(ids), dtype=np.bool_) if item_id is None else self._own_image.shown_by(ids, item_id)
+
+    def _item_of_image(self, query: Query) -> int | None:
+        if query.item_id is not None or query.image is None:
+            return query.item_id
+        return self._own_image.item_with(query.image)
+
+    def choose(self, asked: Sequence[tuple[Query, Pool]], shots: int, beam: int) -> list[Chosen | LeverPlusError]:
+        """What the selector chooses for each query from its pool, or why nothing."""
+        return self._chooser.choose([Asked(query.item_id, query.vector, pool.ids) for query, pool in asked], shots, beam)
+
+    def compare(self, query: Query, pool: Pool, policy: PolicyName, shots: int) -> tuple[Position, ...]:
+        """Positions in the pool by one of the policies that a selector is compared with."""
         if policy == "zero_shot":
-            return zero_shot(), None
+            return zero_shot()
         if policy == "random":
-            identity = query.item_id if query.item_id is not None else sha256(query.data).hexdigest()
-            return random_positions(len(pool.ids), shots, seed=self._seed, query=identity), None
+            identity = query.item_id if query.item_id is not None else _identity(query)
+            return random_positions(len(pool.ids), shots, seed=self._seed, query=identity)
         vector = query.vector
         if query.item_id is not None:
             vector = self.embeddings.query[self.embeddings.require([query.item_id])[0]]
         assert vector is not None
-        ids = self.embeddings.require(pool.ids)
-        if policy != "v3":
-            blocks = self.embeddings.manifest.blocks
-            return similar_positions(vector, self.embeddings.candidate[ids], blocks, _SIMILAR[policy], shots), None
-        candidates = self.embeddings.candidate[ids] if self._prepared is None else self._prepared.take(ids)
-        choice = self._policy.choose(vector, candidates, shots, beam)
-        return choice.positions, choice.step_logprobs
+        candidates = self.embeddings.candidate[self.embeddings.require(pool.ids)]
+        return similar_positions(vector, candidates, self.embeddings.manifest.blocks, _SIMILAR[policy], shots)
 
     def _draw_pool(self, item_id: int) -> Pool:
-        return self._described(self._pools.pool(item_id))
+        pool = Pool.described(self._pools.pool(item_id), self._pool_policy)
+        return pool.without(self._own_image.shown_by(pool.ids, item_id))
 
-    def _described(self, ids: Ids) -> Pool:
-        return Pool(ids, {"size": len(ids), "policy": self._pool_policy, "sha256": digest(ids)})
+
+def _identity(query: Query) -> str:
+    """Of a query outside the dataset, for what is drawn for it."""
+    data = sha256(query.data).hexdigest()
+    return data if query.question is None else f"{data} {query.question}"

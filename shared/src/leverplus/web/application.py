@@ -17,6 +17,7 @@ from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
@@ -40,6 +41,9 @@ def create_service(
     lifespan: Any = None,
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
+    repeatable: Collection[str] = (),
+    registry: CollectorRegistry | None = None,
+    innermost: Collection[Middleware] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -47,8 +51,8 @@ def create_service(
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
     LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics. A body
     above `body_limit_mib` is answered with 413, but for the routes ("METHOD /path") in `body_limit_exempt`. A query parameter
-    that is given twice is refused: no route takes lists there. `stopping` is called when `serve` is told to stop, before open
-    requests are waited for: whoever answers slowly can end what it does then.
+    that is given twice is refused, but for those in `repeatable`, which are lists. `stopping` is called when `serve` is told
+    to stop, before open requests are waited for: whoever answers slowly can end what it does then.
     """
     app = FastAPI(
         title=title,
@@ -57,10 +61,12 @@ def create_service(
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
     )
-    app.state.registry = CollectorRegistry()
+    app.state.registry = registry or CollectorRegistry()
     app.state.stopping = stopping
     install_problem_handlers(app)
-    app.add_middleware(_SingleParameters)
+    for middleware in innermost:
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
 
@@ -128,15 +134,16 @@ def _operation_id(route: APIRoute) -> str:
 
 
 class _SingleParameters:
-    """Refuses a query parameter that is given twice."""
+    """Refuses a query parameter that is given twice, but for the `repeatable` ones."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, repeatable: Collection[str]) -> None:
         self._app = app
+        self._repeatable = frozenset(repeatable)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and b"&" in scope["query_string"]:
             given = QueryParams(scope["query_string"])
-            names = [name for name, _ in given.multi_items()]
+            names = [name for name, _ in given.multi_items() if name not in self._repeatable]
             if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
                 values = ", ".join(repr(shorten(value)) for value in given.getlist(repeated[0])[:4])
                 reason = f"query parameter {shorten(repeated[0])!r} is given more than once ({values}); give it once"

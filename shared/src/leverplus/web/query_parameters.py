@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -14,10 +15,14 @@ from pydantic import BaseModel, ValidationError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def query_parameters(request: Request, model: type[Model]) -> Model:
-    """What was asked for, or the same RequestValidationError as FastAPI raises."""
+def query_parameters(request: Request, model: type[Model], *, lists: Collection[str] = ()) -> Model:
+    """What was asked for, or the same RequestValidationError as FastAPI raises. `lists`: what may be given several times."""
+    given: dict[str, Any] = dict(request.query_params)
+    for name in lists:
+        if name in given:
+            given[name] = request.query_params.getlist(name)
     try:
-        return model.model_validate(dict(request.query_params))
+        return model.model_validate(given)
     except ValidationError as exc:
         faults = [{**fault, "loc": ("query", *fault["loc"])} for fault in exc.errors(include_url=False)]
         raise RequestValidationError(faults) from exc
