@@ -121,6 +121,19 @@ def test_scorers_that_stay_away_fail_the_generation_which_goes_on_by_hand(
     assert [shard.lease_version for shard in shards_of(jobs, job_id)] == [1, 2, 1]
 
 
+def test_a_shard_whose_file_was_deleted_is_made_again(
+    api: TestClient, jobs: JobStore, worker_settings: WorkerSettings, scorer: Any, data: DataRoot
+) -> None:
+    job_id = begin(api)
+    for number in (1, 2, 3):
+        assert do(f"{job_id}-00{number}", jobs, worker_settings, scorer.url) == "succeeded"
+    (data.run(job_id) / "shards" / "00002.ndjson").unlink()
+    assert do(job_id, jobs, worker_settings, scorer.url) == "succeeded"
+    result = jobs.get(job_id).result
+    assert result is not None
+    assert [record.query_id for record in rl_data.read(data.rl_data(result["rl_data_id"])).records] == list(range(12))
+
+
 def test_a_cancelled_generation_cancels_its_shards(api: TestClient, jobs: JobStore) -> None:
     job_id = begin(api)
     assert api.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"

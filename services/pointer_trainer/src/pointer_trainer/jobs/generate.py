@@ -75,10 +75,11 @@ def _run_all(context: JobContext, generation: Generation, shards: Sequence[Shard
     children = context.children
     if children is not None and children.list():
         _run_children(context, children, generation, shards)
-        return
     before = 0
     for shard in shards:
-        _done(context, generation, shards, shard, before=before, total=len(generation.query_ids))
+        # With children it is one whose file was deleted since.
+        if not shard.is_done:
+            _done(context, generation, shards, shard, before=before, total=len(generation.query_ids))
         before += len(shard.query_ids)
 
 
