@@ -55,11 +55,11 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         body_limit_mib=_BODY_LIMIT_MIB,
         repeatable=("exclude",),
         registry=registry,
+        routers=[router],
         innermost=[Middleware(KnownAnswersFirst, answers=known)],
     )
     app.state.library = library
     app.state.batches = batches
     app.state.known = known
     app.state.selections = selections
-    app.include_router(router)
     return app

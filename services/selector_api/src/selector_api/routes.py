@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput, LeverPlusError
-from leverplus.web import described_parameters, query_parameters
+from leverplus.web import PlainRoute, described_parameters, query_parameters
 from selector_api.answers import resolve_query, select, settle_way
 from selector_api.batches import Batches
 from selector_api.known_answers import KnownAnswers
@@ -28,13 +28,6 @@ router = APIRouter()
 _IMAGE_MAX_AGE_S = 3600
 
 
-@router.get(
-    "/select",
-    tags=["select"],
-    responses={200: {"model": Selection}},
-    response_class=Response,
-    openapi_extra=described_parameters(SelectParameters),
-)
 async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
     parameters = query_parameters(request, SelectParameters, lists=("exclude",))
@@ -47,6 +40,18 @@ async def select_one(request: Request) -> Response:
     known.keep(request, served, None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS, way.policy, body)
     request.app.state.selections.labels(way.policy).inc()
     return Response(body, media_type="application/json")
+
+
+router.add_api_route(
+    "/select",
+    select_one,
+    methods=["GET"],
+    tags=["select"],
+    responses={200: {"model": Selection}},
+    response_class=Response,
+    openapi_extra=described_parameters(SelectParameters),
+    route_class_override=PlainRoute,
+)
 
 
 @router.post("/select", tags=["select"], responses={200: {"model": Selections}}, response_class=Response)

@@ -216,16 +216,14 @@ def _rows(values: Vector) -> Vector:
 def _best_in_order(logits: Vector, shots: int) -> list[list[Choice]]:
     """Greedy search from logits [B, K] that no choice changes: the best, and each one's log-probability among what is left."""
     best = top_in_order(logits, shots)
-    row = np.arange(len(logits))
-    # float64: what is left after a near-certain choice would be lost beside it.
+    row = np.arange(len(logits))[:, None]
+    # float64, and sums of what is left instead of differences: next to a near-certain choice the rest would be lost.
     weights = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
-    steps: list[npt.NDArray[np.float64]] = []
-    for step in range(shots):
-        chosen = weights[row, best[:, step]]
-        steps.append(np.log(chosen / weights.sum(axis=1)))
-        weights[row, best[:, step]] = 0.0
-    found = np.stack(steps, axis=1) if steps else np.empty((len(logits), 0))
-    return [_choices([positions], one[None]) for positions, one in zip(best.tolist(), found, strict=True)]
+    chosen = weights[row, best]
+    weights[row, best] = 0.0
+    left = weights.sum(axis=1, keepdims=True) + chosen[:, ::-1].cumsum(axis=1)[:, ::-1]
+    steps = np.log(chosen / left)
+    return [_choices([positions], one[None]) for positions, one in zip(best.tolist(), steps, strict=True)]
 
 
 def _choices(positions: list[list[int]], steps: npt.NDArray[np.floating]) -> list[Choice]:

@@ -7,13 +7,14 @@ import contextvars
 import logging
 import secrets
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from socket import socket
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import QueryParams
@@ -28,6 +29,7 @@ from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 _ACCEPTED_ID_LENGTH = 128
+_COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
 _NOT_STARTED = 3
@@ -44,6 +46,7 @@ def create_service(
     repeatable: Collection[str] = (),
     registry: CollectorRegistry | None = None,
     innermost: Collection[Middleware] = (),
+    routers: Collection[APIRouter] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -69,6 +72,10 @@ def create_service(
     app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
+
+    # Before the probes: a route is found by trying one after the other.
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
@@ -158,6 +165,7 @@ class _Observed:
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
         labels = ["method", "route", "status"]
+        self._counters: dict[tuple[str | int, ...], Counter] = {}
         self._requests = Counter("leverplus_http_requests", "HTTP requests", labels, registry=registry)
         self._seconds = Histogram("leverplus_http_request_seconds", "Seconds to the response's start", registry=registry)
 
@@ -174,11 +182,21 @@ class _Observed:
                 message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode("latin-1"))]
                 route = scope.get("route")
                 path = route.path if isinstance(route, APIRoute) else "none"
-                self._requests.labels(scope["method"], path, message["status"]).inc()
+                self._count(scope["method"], path, message["status"])
             await send(message)
 
+        started = time.perf_counter()
         try:
-            with self._seconds.time():
-                await self._app(scope, receive, observed_send)
+            await self._app(scope, receive, observed_send)
         finally:
+            self._seconds.observe(time.perf_counter() - started)
             request_id.reset(token)
+
+    def _count(self, *labels: str | int) -> None:
+        counter = self._counters.get(labels)
+        if counter is None:
+            counter = self._requests.labels(*labels)
+            # Methods are the client's to invent.
+            if len(self._counters) < _COUNTERS_KEPT:
+                self._counters[labels] = counter
+        counter.inc()
