@@ -446,7 +446,8 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
     options = ["--no-wait", "--shots", "1", "--shots", "2", "--num-beams", "3", "--temp", "0.7", "--num-samples-per-temp", "4"]
     options += ["--num-random", "0", "--num-retrieval", "2", "--sampler", "similar_joint", "-k", "16", "--pool-seed", "5"]
     options += ["--candidate-split", "val", "--seed", "9", "--dry-run"]
-    options += ["--gt-prob", "--info-score"]
+    options += ["--gt-prob", "--info-score", "--shard-queries", "50"]
+    options += ["--logging-draws", "8", "--epsilon", "0.5", "--logging-temp", "1", "--logging-temp", "2"]
     plain = {"dataset": "d", "split": "train", "queries": None, "checkpoint": None}
     for given, expected in [
         (["--no-wait"], {"shots": [2], "seed": 0, "dry_run": False, "pool": {}}),
@@ -464,6 +465,8 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
                 "dry_run": True,
                 "gt_prob": True,
                 "info_score": True,
+                "shard_queries": 50,
+                "logging": {"draws": 8, "epsilon": 0.5, "temperatures": [1.0, 2.0]},
             },
         ),
     ]:

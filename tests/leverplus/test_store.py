@@ -273,6 +273,35 @@ def test_what_needs_a_message(engine: Engine):
     assert [found.id for found in store.to_enqueue()] == [job.id]
 
 
+def test_of_many_children_a_few_have_messages_at_a_time(engine: Engine):
+    store = JobStore(engine)
+    children = {f"job-b-{number:03}": ("shard", {}) for number in range(1, 1200)}
+    store.create("generate", {}, job_id="job-b", children=children)
+    store.create("train", {}, job_id="job-after")
+    in_line = [job.id for job in store.to_enqueue()]
+    assert in_line == ["job-b", *(f"job-b-{number:03}" for number in range(1, 17)), "job-after"]
+    for job_id in in_line:
+        store.mark_enqueued(job_id)
+    assert store.to_enqueue() == []
+    assert store.claim("job-b-002", "worker") is not None
+    assert [job.id for job in store.to_enqueue()] == ["job-b-017"]
+    # One whose worker is gone is sent again, whatever its place.
+    age_heartbeat(engine, "job-b-002", 20)
+    with engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == "job-b-002").values(enqueued_at=0.0))
+    assert [job.id for job in store.to_enqueue()] == ["job-b-002", "job-b-017"]
+
+
+def test_children_can_be_cancelled_without_their_parent(engine: Engine):
+    store = JobStore(engine)
+    store.create("generate", {}, job_id="job-b", children={f"job-b-{number}": ("shard", {}) for number in (1, 2)})
+    assert store.claim("job-b", "worker") is not None
+    assert store.claim("job-b-1", "worker") is not None
+    store.cancel_children("job-b")
+    found = {job.id: (job.status, job.cancel_requested) for job in store.list()}
+    assert found == {"job-b": ("running", False), "job-b-1": ("running", True), "job-b-2": ("cancelled", True)}
+
+
 def test_unknown_job_is_not_found(engine: Engine):
     with pytest.raises(NotFound, match="job-0"):
         JobStore(engine).get("job-0")

@@ -14,7 +14,8 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.rewards import RewardConfig
 from leverplus.rl_data import Candidate, QueryRecord, write
-from pointer_trainer.grid import child_id, read_grid
+from pointer_trainer.children import child_id
+from pointer_trainer.grid import read_grid
 from pointer_trainer.reward_needs import unmet_needs
 
 SCORED = Candidate((ItemId(1),), "random", vqa_correct=1, vqa_acc_score=1.0, vqa_eval_mode="file")

@@ -247,10 +247,11 @@ class TrainerClient(ServiceClient):
     def evaluate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/evaluate", body, idempotency_key)
 
-    def upload_rl_data(self, path: Path, dataset: str) -> dict[str, Any]:
+    def upload_rl_data(self, path: Path, dataset: str, *, info_score: str | None = None) -> dict[str, Any]:
+        """`info_score`: of a legacy InfoScore file, which scores are better, `higher` or `lower`."""
         with path.open("rb") as stream:
             headers = {"Content-Type": "application/octet-stream"}
-            named = {"dataset": dataset, "name": path.name}
+            named = {"dataset": dataset, "name": path.name} | ({"info_score": info_score} if info_score else {})
             return self.request("POST", "/rl-data", params=named, content=stream, headers=headers).json()
 
     def job(self, job_id: str) -> dict[str, Any]:

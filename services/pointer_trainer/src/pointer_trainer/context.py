@@ -22,7 +22,11 @@ class Children(Protocol):
     """The jobs that belong to a job. Any worker may run them, this one among others."""
 
     def list(self) -> Sequence[Job]:
-        """All of them as they stand, by id."""
+        """All of them as they stand, by number."""
+        ...
+
+    def cancel(self) -> None:
+        """Asks for the end of all that have not ended."""
         ...
 
     def run(self, job_id: str, watch: Callable[[], None]) -> bool:
@@ -58,6 +62,8 @@ class JobContext:
     fence: Fence = unfenced
     mlflow_uri: str | None = None
     """Where training's metrics also go."""
+    parent: Job | None = None
+    """The job that this one belongs to."""
     children: Children | None = None
     """None for a run outside of the job store."""
 

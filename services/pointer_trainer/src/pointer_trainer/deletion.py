@@ -19,6 +19,7 @@ from leverplus.errors import Conflict, InvalidConfig, NotFound
 from leverplus.files import empty_trash, folder_bytes, set_aside
 from leverplus.store import Job, JobStore
 from leverplus.store.jobs import TERMINAL
+from pointer_trainer.children import LARGEST_FAMILY
 
 SCORE = "held_out_expected_accuracy"
 
@@ -57,7 +58,7 @@ def delete_run(root: DataRoot, jobs: JobStore, job_id: str, *, dry_run: bool = F
     folder = root.run(job_id)
     with deletions_locked_out(root):
         job = jobs.get(job_id)
-        family = [job, *jobs.list(parent=job_id, limit=1000), *([jobs.get(job.parent)] if job.parent else [])]
+        family = [job, *jobs.list(parent=job_id, limit=LARGEST_FAMILY), *([jobs.get(job.parent)] if job.parent else [])]
         if unfinished := next((one for one in family if one.status not in TERMINAL), None):
             raise Conflict(f"the run of {job_id} is needed: job {unfinished.id} is {unfinished.status}; cancel it, or wait")
         _require_folder(folder, "run directory", f"that of job {job_id} was deleted, or it never ran")

@@ -29,11 +29,6 @@ class GridPoint:
         return _label(self.number, self.values)
 
 
-def child_id(sweep_id: str, number: int) -> str:
-    """Id of the train job of a sweep's child."""
-    return f"{sweep_id}-{number:03}"
-
-
 def axis_names(axis: str) -> list[str]:
     """The dotted names that an axis varies: `seed` one, `reward.hard_weight,reward.soft_weight` two together."""
     return [name.strip() for name in axis.split(",")]

@@ -18,8 +18,8 @@ from leverplus.files import write_json
 from leverplus.store import Job, JobStore, Lease, LeaseLost
 from leverplus.store.jobs import HEARTBEAT_LIMIT_S
 from leverplus.web.problems import problem
+from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
-from pointer_trainer.grid import MAX_CHILDREN
 from pointer_trainer.jobs import JOB_FUNCTIONS
 from pointer_trainer.settings import WorkerSettings
 
@@ -78,11 +78,14 @@ def run_job(
             run=lease.version,
             fence=pulse.require_lease,
             mlflow_uri=settings.mlflow_tracking_uri,
+            parent=None if job.parent is None else jobs.get(job.parent),
             children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:
             return _finish(job, context, pulse, jobs, lease, functions)
         except LeaseLost:
+            # It may have ended the job a moment ago, and not come to say so.
+            pulse.end()
             if pulse.has_ended_job:
                 log.info("cancelled; what the work went on with was refused")
                 return "cancelled"
@@ -133,7 +136,11 @@ class _Children:
     functions: Mapping[str, JobFunction]
 
     def list(self) -> list[Job]:
-        return sorted(self.jobs.list(parent=self.parent, limit=MAX_CHILDREN), key=lambda job: job.id)
+        # Of ids that differ in their numbers the longer ones have the larger.
+        return sorted(self.jobs.list(parent=self.parent, limit=LARGEST_FAMILY), key=lambda job: (len(job.id), job.id))
+
+    def cancel(self) -> None:
+        self.jobs.cancel_children(self.parent)
 
     def run(self, job_id: str, watch: Callable[[], None]) -> bool:
         outcome = run_job(job_id, jobs=self.jobs, settings=self.settings, owner=self.owner, functions=self.functions, watch=watch)
@@ -152,6 +159,7 @@ class _Pulse:
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pulse of {lease.job_id}", daemon=True)
         self.has_ended_job = False
         """The job was cancelled, and ended from here because its work did not notice in time."""
 
@@ -177,13 +185,16 @@ class _Pulse:
 
     @contextmanager
     def beating(self) -> Generator[None]:
-        thread = threading.Thread(target=self._run, name=f"pulse of {self._lease.job_id}", daemon=True)
-        thread.start()
+        self._thread.start()
         try:
             yield
         finally:
-            self._ended.set()
-            thread.join()
+            self.end()
+
+    def end(self) -> None:
+        """Returns when the thread has ended; once more is no error."""
+        self._ended.set()
+        self._thread.join()
 
     def _run(self) -> None:
         last_beat = time.monotonic()

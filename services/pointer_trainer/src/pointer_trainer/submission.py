@@ -12,8 +12,7 @@ from leverplus.errors import Unavailable
 from leverplus.files import remove_folder, write_json
 from leverplus.store import Job
 from leverplus.store.jobs import new_job_id
-from pointer_trainer.grid import child_id
-from pointer_trainer.jobs import TRAIN
+from pointer_trainer.children import child_id
 from pointer_trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -25,11 +24,11 @@ def submit(
     config: Mapping[str, Any],
     idempotency_key: str | None,
     *,
-    children: Mapping[int, Mapping[str, Any]] | None = None,
+    children: Mapping[int, tuple[str, Mapping[str, Any]]] | None = None,
 ) -> Job:
     """Run directory, then the job's row, then the message.
 
-    `children`: configs of the train jobs that belong to it, by number. Their rows are made with the job's own; a run directory
+    `children`: kind and config of the jobs that belong to it, by number. Their rows are made with the job's own; a run directory
     comes with their first run, their messages from the reconciler.
 
     Unavailable, with nothing left behind, when the broker is away or the disk takes no more.
@@ -41,7 +40,7 @@ def submit(
     run_folder = state.data_root.run(job_id)
     try:
         write_json(run_folder / "config.json", {"job_id": job_id, "kind": kind, "config": dict(config)})
-        belonging = {child_id(job_id, number): (TRAIN, child) for number, child in (children or {}).items()}
+        belonging = {child_id(job_id, number): child for number, child in (children or {}).items()}
         job = state.jobs.create(kind, config, job_id=job_id, idempotency_key=idempotency_key, children=belonging)
     except BaseException as exc:
         remove_folder(run_folder)

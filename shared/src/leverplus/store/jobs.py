@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Engine, RowMapping, Update, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, RowMapping, Update, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from leverplus.errors import Conflict, NotFound
@@ -24,6 +24,8 @@ TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 HEARTBEAT_LIMIT_S = 15.0
 """A running job whose heartbeat is older than this has lost its worker."""
+CHILDREN_WITH_MESSAGES = 16
+"""So many queued children of a job have a message at a time: a job of hundreds leaves room for those that come after it."""
 MESSAGE_LIMIT_S = 5.0
 """How long a message that was sent may be on its way; one that then is not waiting in the queue is sent again."""
 
@@ -129,12 +131,20 @@ class JobStore:
         return _job(row)
 
     def list(
-        self, *, kind: str | None = None, status: str | None = None, parent: str | None = None, limit: int = 100
+        self,
+        *,
+        kind: str | None = None,
+        without_kind: str | None = None,
+        status: str | None = None,
+        parent: str | None = None,
+        limit: int = 100,
     ) -> list[Job]:
         """Newest first; a job stands before those that belong to it."""
         statement = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
         if kind is not None:
             statement = statement.where(jobs.c.kind == kind)
+        if without_kind is not None:
+            statement = statement.where(jobs.c.kind != without_kind)
         if status is not None:
             statement = statement.where(jobs.c.status == status)
         if parent is not None:
@@ -214,16 +224,22 @@ class JobStore:
 
         With it those that belong to it.
         """
-        family = or_(jobs.c.id == job_id, jobs.c.parent == job_id)
+        self._cancel(or_(jobs.c.id == job_id, jobs.c.parent == job_id))
+        return self.get(job_id)
+
+    def cancel_children(self, job_id: str) -> None:
+        """The same for those that belong to a job, without the job."""
+        self._cancel(jobs.c.parent == job_id)
+
+    def _cancel(self, whose: ColumnElement[bool]) -> None:
         orphaned = and_(jobs.c.status == "running", jobs.c.heartbeat_at < time.time() - HEARTBEAT_LIMIT_S)
         with self._engine.begin() as connection:
             connection.execute(
                 update(jobs)
-                .where(family, or_(jobs.c.status == "queued", orphaned))
+                .where(whose, or_(jobs.c.status == "queued", orphaned))
                 .values(status="cancelled", cancel_requested=True, finished_at=time.time())
             )
-            connection.execute(update(jobs).where(family, jobs.c.status == "running").values(cancel_requested=True))
-        return self.get(job_id)
+            connection.execute(update(jobs).where(whose, jobs.c.status == "running").values(cancel_requested=True))
 
     def resume(self, job_id: str) -> Job:
         """Queues a failed or cancelled job again, and with it those of its own that failed or were cancelled.
@@ -250,14 +266,22 @@ class JobStore:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(enqueued_at=time.time()))
 
     def to_enqueue(self) -> list[Job]:
-        """Jobs that need a message unless one waits: queued or running without a heartbeat, and sent none of late."""
+        """Jobs that need a message unless one waits: queued or running without a heartbeat, and sent none of late.
+
+        Of a job's queued children the first CHILDREN_WITH_MESSAGES.
+        """
         now = time.time()
         no_recent_message = or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - MESSAGE_LIMIT_S)
         orphaned = and_(
             jobs.c.status == "running",
             jobs.c.heartbeat_at < now - HEARTBEAT_LIMIT_S,
         )
-        statement = select(jobs).where(no_recent_message, or_(jobs.c.status == "queued", orphaned))
+        in_line = func.row_number().over(partition_by=jobs.c.parent, order_by=(func.length(jobs.c.id), jobs.c.id))
+        waiting = (
+            select(jobs.c.id, in_line.label("place")).where(jobs.c.status == "queued", jobs.c.parent.is_not(None)).subquery()
+        )
+        in_turn = and_(jobs.c.status == "queued", or_(jobs.c.parent.is_(None), waiting.c.place <= CHILDREN_WITH_MESSAGES))
+        statement = select(jobs).outerjoin(waiting, waiting.c.id == jobs.c.id).where(no_recent_message, or_(in_turn, orphaned))
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(statement.order_by(jobs.c.created_at, jobs.c.id)).mappings()]
 

@@ -19,12 +19,13 @@ from leverplus.store import Job
 from pointer_trainer.deletion import Deleted, delete_run
 from pointer_trainer.events import job_events
 from pointer_trainer.grid import read_grid
-from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, SWEEP, TRAIN
+from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, GENERATE_SHARD, SWEEP, TRAIN
 from pointer_trainer.pool_check import check_contract, check_pools, evaluation_policy
 from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, SweepConfig, SweepRequest, TrainRequest
 from pointer_trainer.reward_needs import unmet_needs
 from pointer_trainer.rl_files import open_heads
+from pointer_trainer.shards import shard_count
 from pointer_trainer.state import State, TrainerState
 from pointer_trainer.submission import enqueue, submit
 from pointer_trainer.train_config import read_train_config
@@ -56,7 +57,7 @@ def _accept(
     key: str | None,
     *,
     checkpoints: Sequence[str] = (),
-    children: Mapping[int, Mapping[str, Any]] | None = None,
+    children: Mapping[int, tuple[str, Mapping[str, Any]]] | None = None,
 ) -> Accepted:
     """`checkpoints`: those that the job rests on; from now on they stay until it has ended."""
     with deletions_locked_out(state.data_root) if checkpoints else nullcontext():
@@ -104,7 +105,9 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
     infos = [read_info(state.data_root.checkpoint(checkpoint)) for checkpoint in named]
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
-    return _accept(state, response, GENERATE, body, key, checkpoints=named)
+    shards = 0 if body.dry_run else shard_count(len(query_ids), body.shard_queries)
+    children = {number: (GENERATE_SHARD, {"shard": number}) for number in range(1, shards + 1)} if shards > 1 else None
+    return _accept(state, response, GENERATE, body, key, checkpoints=named, children=children)
 
 
 @router.post("/train", status_code=202)
@@ -134,7 +137,7 @@ def start_sweep(body: SweepRequest, response: Response, state: State, key: Idemp
             f"{skipped[first.number]}; score what is missing, take them away, or skip the untrainable where others are left",
         )
     children = {
-        point.number: {"rl_data": body.base.rl_data, "config": point.config.model_dump(mode="json")}
+        point.number: (TRAIN, {"rl_data": body.base.rl_data, "config": point.config.model_dump(mode="json")})
         for point in points
         if point.number not in skipped
     }
@@ -164,11 +167,12 @@ def list_jobs(
     state: State,
     kind: str | None = None,
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
-    parent: Annotated[str | None, Query(description="only the children of this sweep")] = None,
+    parent: Annotated[str | None, Query(description="only the children of this job")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> JobList:
-    """Newest first; a sweep stands before its children."""
-    return JobList(jobs=state.jobs.list(kind=kind, status=status, parent=parent, limit=limit))
+    """Newest first; a sweep stands before its children. The shards of a generation are listed by its id, or by their kind."""
+    hidden = GENERATE_SHARD if kind is None and parent is None else None
+    return JobList(jobs=state.jobs.list(kind=kind, without_kind=hidden, status=status, parent=parent, limit=limit))
 
 
 @router.get("/jobs/{job_id}")
@@ -186,7 +190,7 @@ def stream_job_events(job_id: str, state: State) -> Any:
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(job_id: str, state: State) -> Job:
-    """A queued job ends at once, a running one within 2 s; an ended one stays as it is. With a sweep its children."""
+    """A queued job ends at once, a running one within 2 s; an ended one stays as it is. With a job its children."""
     return state.jobs.request_cancel(job_id)
 
 
@@ -203,7 +207,7 @@ def delete_job_run(job_id: str, state: State, dry_run: DryRun = False) -> Delete
 def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Queues a failed or cancelled job again: training goes on after its last epoch, committed scores are not made anew.
 
-    A sweep's failed and cancelled children are queued again with it.
+    A job's failed and cancelled children are queued again with it; shards that are done are not made again.
     With an Idempotency-Key a job that is already queued or running counts as resumed.
     """
     state.broker.require()
