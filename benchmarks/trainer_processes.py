@@ -1,4 +1,4 @@
-"""A trainer whose processes can be killed one by one: its API, its workers, a Valkey that keeps nothing; and data to train on."""
+"""A trainer whose processes can be killed one by one: its API, workers, scorers, a Valkey that keeps nothing; and its data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import httpx
 import numpy as np
 import redis
-from sqlalchemy import create_engine, select, text, update
+from PIL import Image
+from sqlalchemy import create_engine, delete, select, text, update
 from sqlalchemy.exc import DBAPIError
 
 from leverplus.checkpoints import read_info
@@ -29,7 +30,9 @@ from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import Candidate, QueryRecord, write
 from leverplus.store import Job, JobStore, open_store
 from leverplus.store.schema import jobs as job_rows
+from leverplus.store.schema import scores
 
+ECHO_SCORER = Path(__file__).with_name("echo_scorer.py")
 RL_DATA = "rl-numbers"
 ITEMS, WIDTH = 96, 16
 LIMIT_S = 120.0
@@ -79,6 +82,25 @@ def write_training_data(root: DataRoot) -> None:
     write(root.rl_data(RL_DATA), records, fingerprint=fingerprint, meta={"pool_policy": policy.to_json()})
 
 
+def write_questions(root: DataRoot, count: int, *, seed: int = 0) -> None:
+    """Dataset `questions`, to be scored: one picture, a question and one of eight answers each; and its embeddings."""
+    folder = root.dataset("questions")
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "grey").save(folder / "images" / "grey.png")
+    words = [f"word{number}" for number in range(8)]
+
+    def item(number: int) -> Item:
+        answer = words[number % len(words)]
+        picture = "images/grey.png"
+        return Item(ItemId(number), "train", picture, f"i{number}", f"q{number}", f"question {number}?", answer, (answer,) * 10)
+
+    write_dataset(folder, DatasetInfo("questions", "1", "none", "replicated"), map(item, range(count)))
+    rows = np.random.default_rng(seed).normal(size=(count, WIDTH)).astype(np.float32)
+    sha256 = Dataset.open(folder).info.sha256
+    manifest = EmbeddingManifest({"name": "none"}, sha256, (Block("joint", 0, WIDTH),), WIDTH, count, "same", "encoders")
+    Embeddings(rows, rows, manifest).save(root.embeddings("questions"))
+
+
 class Program:
     """A process that leads a group of its own and is started as often as it is killed."""
 
@@ -114,14 +136,17 @@ class Program:
 
 
 class Trainer:
-    """API, Valkey and workers on one database, below `folder`; leaving the `with` block ends them all."""
+    """API, Valkey, workers and scorers without a model on one database, below `folder`; leaving the `with` block ends them all.
 
-    def __init__(self, folder: Path, database_url: str, *, workers: int) -> None:
+    A scorer waits `scorer_delay_s` with every batch.
+    """
+
+    def __init__(self, folder: Path, database_url: str, *, workers: int, scorers: int = 0, scorer_delay_s: float = 0.0) -> None:
         self.root = DataRoot(folder / "data")
         write_training_data(self.root)
         self._engine = open_store(database_url)
         self.jobs = JobStore(self._engine)
-        ports = Ports.free()
+        ports = Ports.free(scorers=1 + scorers)
         self.url = f"http://127.0.0.1:{ports.trainer}"
         self._redis_url = f"redis://127.0.0.1:{ports.scorer}/0"
         environment = {
@@ -130,18 +155,26 @@ class Trainer:
             "REDIS_URL": self._redis_url,
             "LEVERPLUS_TRAINER_PORT": str(ports.trainer),
         }
+        self.scorers: list[Program] = []
+        for number, port in enumerate(ports.further_scorers):
+            settings = {**environment, "LEVERPLUS_SCORER_PORT": str(port), "LEVERPLUS_VLM": "."}
+            command = [sys.executable, str(ECHO_SCORER), "--delay-s", str(scorer_delay_s)]
+            self.scorers.append(Program(command, settings, folder / f"scorer-{number}.log"))
+        if scorers:
+            environment["LEVERPLUS_SCORER_URL"] = ",".join(f"http://127.0.0.1:{port}" for port in ports.further_scorers)
         # Nothing on the disk: every start finds it empty.
         valkey = [str(server_program()), "--bind", "127.0.0.1", "--port", str(ports.scorer), "--save", "", "--appendonly", "no"]
         self.valkey = Program(valkey, environment, folder / "valkey.log")
         self.api = Program([sys.executable, "-m", "pointer_trainer"], environment, folder / "api.log")
-        worker = [sys.executable, "-m", "pointer_trainer.worker"]
-        self.workers = [Program(worker, environment, folder / f"worker-{number}.log") for number in range(workers)]
-        self._http = httpx.Client(timeout=10.0)
+        self._environment = environment
+        self._folder = folder
+        self.workers = [self._worker(number) for number in range(workers)]
+        self._http = httpx.Client(timeout=60.0)
 
     def __enter__(self) -> Trainer:
         try:
             self.start_valkey()
-            for program in (self.api, *self.workers):
+            for program in (self.api, *self.scorers, *self.workers):
                 program.start()
             self.wait_until_ready()
         except BaseException:
@@ -150,10 +183,22 @@ class Trainer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for program in (*self.workers, self.api, self.valkey):
+        for program in (*self.workers, *self.scorers, self.api, self.valkey):
             program.stop()
         self._http.close()
         self._engine.dispose()
+
+    def _worker(self, number: int) -> Program:
+        command = [sys.executable, "-m", "pointer_trainer.worker"]
+        return Program(command, self._environment, self._folder / f"worker-{number}.log")
+
+    def add_workers(self, count: int) -> list[Program]:
+        """So many more, started; they end with the others unless they are stopped before."""
+        added = [self._worker(len(self.workers) + number) for number in range(count)]
+        for worker in added:
+            worker.start()
+        self.workers += added
+        return added
 
     def start_valkey(self) -> None:
         self.valkey.start()
@@ -183,10 +228,24 @@ class Trainer:
 
     def train(self, config: Mapping[str, Any], *, key: str) -> str:
         """Asks, under one Idempotency-Key, until a job is accepted; its id."""
-        body = {"rl_data": [RL_DATA], "config": dict(config)}
+        return self._accepted("/train", {"rl_data": [RL_DATA], "config": dict(config)}, key)
 
+    def sweep(self, config: Mapping[str, Any], axes: Mapping[str, list[Any]], *, key: str) -> str:
+        """The same for a sweep over `config`."""
+        return self._accepted("/sweep", {"base": {"rl_data": [RL_DATA], "config": dict(config)}, "axes": dict(axes)}, key)
+
+    def generate(self, *, key: str, **fields: Any) -> str:
+        """The same for a generation over `questions`."""
+        return self._accepted("/rl-data/generate", {"dataset": "questions", **fields}, key)
+
+    def forget_scores(self) -> None:
+        """As if nothing had been scored yet."""
+        with self._engine.begin() as connection:
+            connection.execute(delete(scores))
+
+    def _accepted(self, path: str, body: Mapping[str, Any], key: str) -> str:
         def accepted() -> dict[str, Any] | None:
-            return self.ask("POST", "/train", json=body, headers={"Idempotency-Key": key})
+            return self.ask("POST", path, json=body, headers={"Idempotency-Key": key})
 
         return wait_until(accepted, "a job is accepted")["job_id"]
 

@@ -1,4 +1,4 @@
-"""Databases for the tests: SQLite files, and a PostgreSQL server of the test run's own."""
+"""Databases for the tests: SQLite files, and a PostgreSQL server of the test run's own. No example is judged by its speed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from sqlalchemy import create_engine, make_url, text
 
 _numbers = itertools.count()
+
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,10 @@ class Listener:
         bodies = self.bodies
 
         class Handler(BaseHTTPRequestHandler):
+            def do_DELETE(self) -> None:
+                bodies.append(self.path)
+                self.do_GET()
+
             def do_POST(self) -> None:
                 bodies.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.do_GET()
@@ -136,7 +140,19 @@ def old_data(tmp_path: Path) -> Path:
 def test_help_needs_nothing_heavy(tmp_path: Path) -> None:
     answer = leverplus("--help", data=tmp_path)
     assert answer.returncode == 0
-    for command in ("import", "embed", "pool", "rl", "score", "train", "evaluate", "promote", "select", "import-reference"):
+    for command in (
+        "import",
+        "embed",
+        "pool",
+        "rl",
+        "score",
+        "train",
+        "sweep",
+        "evaluate",
+        "promote",
+        "select",
+        "import-reference",
+    ):
         assert command in answer.stdout
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, leverplus.cli; print(*sys.modules)"], capture_output=True, text=True, check=True
@@ -341,11 +357,97 @@ def test_tables_of_the_training_configuration_are_merged(tmp_path: Path, trainer
         assert trainer.bodies.pop() == {"rl_data": ["rl-1"], "config": expected}
 
 
+def test_a_sweep_is_sent_as_its_file_says_with_the_rl_data_of_the_command(tmp_path: Path, trainer: Listener) -> None:
+    config = tmp_path / "grid.toml"
+    config.write_text('[base.config]\nrce_epochs = 3\n[axes]\n"reward.mode" = ["separated"]\nseed = [0, 1]\n')
+    given = ["sweep", str(config), "--rl-data", "rl-1", "--rl-data", "rl-2", "--no-wait"]
+    answer = leverplus(*given, data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+    assert answer.stdout == "job-1\n", answer
+    assert trainer.bodies == [
+        {
+            "base": {"rl_data": ["rl-1", "rl-2"], "config": {"rce_epochs": 3}},
+            "axes": {"reward.mode": ["separated"], "seed": [0, 1]},
+        }
+    ]
+    assert_one_line_error(leverplus("sweep", str(config), data=tmp_path), "names no rl_data under [base]", "--rl-data")
+    assert_one_line_error(leverplus("sweep", "no.toml", data=tmp_path), "CONFIG: no.toml")
+
+
+def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) -> None:
+    unknown = dict.fromkeys(("held_out_expected_reward", "held_out_rce", "epoch", "checkpoint_id", "held_out_expected_accuracy"))
+    done = {"held_out_expected_accuracy": 0.625, "held_out_expected_reward": 1.25, "held_out_rce": 2.0, "epoch": 4}
+    done |= {"checkpoint_id": "ckpt-2", "reason": None}
+    rows: list[dict[str, Any]] = [
+        {
+            "number": 2,
+            "values": {"seed": 1},
+            "job_id": "job-1-002",
+            "state": "succeeded",
+            "reason": None,
+            "checkpoint_id": "ckpt-2",
+        },
+        {**unknown, "number": 1, "values": {"seed": 0}, "job_id": "job-1-001", "state": "failed", "reason": "no luck"},
+    ]
+    result = {"names": ["seed"], "rows": [{**rows[0], **done}, rows[1]], "notes": ["Read it so."], "checkpoint_id": "ckpt-2"}
+    job = {"id": "job-1", "kind": "sweep", "status": "succeeded", "error": None, "progress": {"phase": "train"}}
+    listener = Listener({"job_id": "job-1", **job, "result": result})
+    config = tmp_path / "grid.toml"
+    config.write_text("[axes]\nseed = [0, 1]\n")
+    try:
+        shown = leverplus("sweep", config, "--rl-data", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
+    finally:
+        listener.close()
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    [best] = [line for line in lines if "ckpt-2" in line and "succeeded" in line]
+    assert all(value in best for value in ("0.6250", "1.2500", "2.0000"))
+    assert lines[-2:] == ["job-1-001 failed: no luck", "Read it so."]
+
+
+def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:
+    info = {"checkpoint_id": "ckpt-1", "dataset": "d", "created_at": "2025-01-02T03:04:05.678+00:00"}
+    answer = {
+        "checkpoints": [
+            {**info, "metrics": {"held_out_expected_accuracy": 0.625}},
+            {**info, "checkpoint_id": "ckpt-2", "metrics": {}},
+        ],
+        "broken": [{"name": "ckpt-3", "reason": "not JSON"}],
+        "deployments": [{"alias": "production", "checkpoint_id": "ckpt-1"}],
+        "deleted": [{"name": "ckpt-2", "bytes": 3 * 2**20}],
+        "kept": [{"name": "ckpt-1", "reason": "alias 'production' serves it"}],
+        "bytes": 3 * 2**20,
+    }
+    listener = Listener(answer)
+    url = {"LEVERPLUS_TRAINER_URL": listener.url}
+    try:
+        listed = leverplus("checkpoints", "list", data=tmp_path, **url)
+        deleted = leverplus("checkpoints", "delete", "ckpt-2", data=tmp_path, **url)
+        would = leverplus("checkpoints", "delete", "ckpt-2", "--dry-run", data=tmp_path, **url)
+        pruned = leverplus("checkpoints", "prune", "--keep-best", "2", "--older-than", "30", "--dry-run", data=tmp_path, **url)
+        run = leverplus("jobs", "delete-run", "job-1", data=tmp_path, **url)
+    finally:
+        listener.close()
+    [first] = [line for line in listed.stdout.splitlines() if "ckpt-1" in line]
+    assert all(part in first for part in ("2025-01-02T03:04:05", "0.6250", "production"))
+    assert "ckpt-3 cannot be read: not JSON" in listed.stdout
+    assert (deleted.stdout, would.stdout) == ("deleted ckpt-2, 3.0 MiB\n", "would delete ckpt-2, 3.0 MiB\n")
+    assert run.stdout == "deleted the run of job-1, 3.0 MiB\n"
+    assert "alias 'production' serves it" in pruned.stdout
+    assert pruned.stdout.splitlines()[-1] == "1 checkpoint would go, 3.0 MiB"
+    assert listener.bodies == [
+        "/checkpoints/ckpt-2?dry_run=false",
+        "/checkpoints/ckpt-2?dry_run=true",
+        {"keep_best": 2, "older_than_days": 30.0, "dry_run": True},
+        "/jobs/job-1/run?dry_run=false",
+    ]
+
+
 def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp_path: Path, trainer: Listener) -> None:
     options = ["--no-wait", "--shots", "1", "--shots", "2", "--num-beams", "3", "--temp", "0.7", "--num-samples-per-temp", "4"]
     options += ["--num-random", "0", "--num-retrieval", "2", "--sampler", "similar_joint", "-k", "16", "--pool-seed", "5"]
     options += ["--candidate-split", "val", "--seed", "9", "--dry-run"]
-    options += ["--gt-prob", "--info-score"]
+    options += ["--gt-prob", "--info-score", "--shard-queries", "50"]
+    options += ["--logging-draws", "8", "--epsilon", "0.5", "--logging-temp", "1", "--logging-temp", "2"]
     plain = {"dataset": "d", "split": "train", "queries": None, "checkpoint": None}
     for given, expected in [
         (["--no-wait"], {"shots": [2], "seed": 0, "dry_run": False, "pool": {}}),
@@ -363,6 +465,8 @@ def test_what_generation_is_told_is_sent_and_the_rest_is_left_to_the_service(tmp
                 "dry_run": True,
                 "gt_prob": True,
                 "info_score": True,
+                "shard_queries": 50,
+                "logging": {"draws": 8, "epsilon": 0.5, "temperatures": [1.0, 2.0]},
             },
         ),
     ]:

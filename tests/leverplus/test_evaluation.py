@@ -93,7 +93,7 @@ def test_pairing_narrows_the_difference() -> None:
     assert 0.009 < difference.low <= difference.high <= 0.0101
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     values=st.lists(st.floats(0, 1), min_size=2, max_size=30),
     images=st.integers(1, 10),

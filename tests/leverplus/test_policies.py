@@ -7,14 +7,16 @@ import torch
 from leverplus.embeddings import Block
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, InvalidEmbeddings, InvalidPointer
 from leverplus.policies import (
+    AutoregressivePolicy,
     Choice,
     V3Policy,
     fixed_positions,
     random_positions,
+    selector_policy,
     similar_positions,
     zero_shot,
 )
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import SelectorConfig, new_selector
 from leverplus.selector.config import tensor_shapes
 
 torch.set_num_threads(1)
@@ -23,20 +25,33 @@ CONFIGS = [
     SelectorConfig(d_model, 32, num_heads=heads, num_layers=layers, state_update=update, dropout=0.5, attn_dropout=0.5)
     for d_model, heads, layers, update in itertools.product((48, 32), (1, 4), (1, 3), ("none", "gate"))
 ]
+CONFIGS += [
+    SelectorConfig(d_model, 32, num_layers=0, state_update=update, dropout=0.5)
+    for d_model, update in itertools.product((48, 32), ("none", "gate"))
+]
+CONFIGS += [
+    SelectorConfig(d_model, 32, num_heads=heads, num_layers=layers, architecture="autoregressive", dropout=0.5, attn_dropout=0.5)
+    for d_model, heads, layers in itertools.product((48, 32), (1, 4), (1, 3))
+]
+BASELINES = {
+    "v0": SelectorConfig(48, 32, num_heads=4, num_layers=2, architecture="autoregressive"),
+    "v1": SelectorConfig(48, 32, num_layers=0),
+    "v3": SelectorConfig(48, 32, num_heads=4, num_layers=1),
+}
 
 
 def make(config, seed):
     torch.manual_seed(seed)
-    model = PointerSelectorV3(config).eval()
+    model = new_selector(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.15 * torch.randn_like(parameter))
-    return model, V3Policy(model.tensors(), config)
+    return model, selector_policy(model.tensors(), config)
 
 
 @pytest.mark.parametrize("number", range(len(CONFIGS)))
 def test_numpy_and_torch_choose_the_same(number):
-    """16 configurations x 16 queries with pools of 4 to 30, at 1 to 4 shots, greedy and with a beam of 3."""
+    """Every configuration x 16 queries with pools of 4 to 30, at 1 to 4 shots, greedy and with a beam of 3."""
     config = CONFIGS[number]
     model, policy = make(config, number)
     generator = torch.Generator().manual_seed(100 + number)
@@ -55,6 +70,29 @@ def test_numpy_and_torch_choose_the_same(number):
             assert [list(choice.positions) for choice in choices] == beams.positions[row].tolist()
             np.testing.assert_allclose([choice.step_logprobs for choice in choices], beams.step_logprobs[row], atol=1e-4)
             assert policy.choose(vector, pool, shots, beam).positions == choices[0].positions
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", BASELINES)
+def test_numpy_and_torch_choose_the_same_wherever_the_best_two_are_apart(name, seed):
+    """200 queries, 1 to 4 shots, greedy and with a beam of 3; apart: by more than 1e-4, at each of the greedy steps."""
+    config = BASELINES[name]
+    model, policy = make(config, seed)
+    assert isinstance(policy, AutoregressivePolicy if name == "v0" else V3Policy)
+    generator = torch.Generator().manual_seed(seed)
+    query, pools = torch.randn(200, 48, generator=generator), torch.randn(200, 24, 48, generator=generator)
+    prepared = [policy.prepare(pool) for pool in pools.numpy()]
+    for shots, beam in itertools.product((1, 2, 3, 4), (1, 3)):
+        beams = model.select_beams(query, pools, shots, beam)
+        with torch.no_grad():
+            best = model(query, pools, beams.positions[:, 0]).topk(2, dim=-1).values
+        apart = ((best[..., 0] - best[..., 1]) > 1e-4).all(dim=1)
+        if beam > 1:
+            apart &= ((beams.logprob[:, :-1] - beams.logprob[:, 1:]) > 1e-4).all(dim=1)
+        assert apart.sum() > 150
+        for row in apart.nonzero()[:, 0].tolist():
+            choice = policy.choose(query[row].numpy(), prepared[row], shots, beam)
+            assert list(choice.positions) == beams.positions[row, 0].tolist()
 
 
 @pytest.mark.parametrize("update", ["none", "gate"])
@@ -105,8 +143,11 @@ def test_refusals():
         policy.choose(pool[0], pool[:, :5], 1)
     with pytest.raises(InvalidConfig, match="beam: 0"):
         policy.choose(pool[0], pool, 1, beam=0)
-    with pytest.raises(InvalidConfig, match="the pool is empty"):
-        policy.choose(pool[0], pool[:0], 0)
+    for each in (policy, make(BASELINES["v1"], 0)[1]):
+        with pytest.raises(InvalidConfig, match="the pool is empty"):
+            each.choose(pool[0], pool[:0], 0)
+    with pytest.raises(InvalidConfig, match="places for at most 4"):
+        make(BASELINES["v0"], 0)[1].choose(pool[0], np.eye(6, 48, dtype=np.float32), 5)
     tensors = model.tensors()
     del tensors["cand_proj.weight"]
     with pytest.raises(InvalidCheckpoint, match=r"cand_proj\.weight"):
@@ -146,10 +187,10 @@ def test_fixed_positions():
 
 
 @pytest.mark.parametrize("size", [1e20, 1e38, np.nan])
-@pytest.mark.parametrize("state_update", ["none", "gate"])
-def test_vectors_whose_length_is_not_finite_choose_nothing(size, state_update):
-    config = SelectorConfig(d_model=6, hidden_dim=4, num_layers=2, state_update=state_update)
-    policy = V3Policy({name: np.ones(shape, np.float32) for name, shape in tensor_shapes(config).items()}, config)
+@pytest.mark.parametrize("settings", [{}, {"state_update": "gate"}, {"num_layers": 0}, {"architecture": "autoregressive"}])
+def test_vectors_whose_length_is_not_finite_choose_nothing(size, settings):
+    config = SelectorConfig(**{"d_model": 6, "hidden_dim": 4, "num_layers": 2, **settings})
+    policy = selector_policy({name: np.ones(shape, np.float32) for name, shape in tensor_shapes(config).items()}, config)
     candidates = np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32)
     huge = np.full(6, size, dtype=np.float32)
     with pytest.raises(InvalidEmbeddings, match="query"):

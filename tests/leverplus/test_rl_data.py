@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -32,13 +33,15 @@ from leverplus.rl_data import (
     Dropped,
     Filter,
     QueryRecord,
+    RlData,
     filter_records,
     inspect,
     merge_duplicates,
     merge_files,
     read,
-    read_dropping_invalid,
+    sources,
     stream,
+    stream_dropping_invalid,
     write,
 )
 
@@ -58,6 +61,21 @@ def put(folder: Path, value: Any, name: str = "rl.json") -> Path:
     path = folder / name
     path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
     return path
+
+
+def counting(function: Callable[..., Any], calls: list[object]) -> Callable[..., Any]:
+    """The function, which leaves a trace of every call."""
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments, **named)
+
+    return counted
+
+
+def read_dropping(path: Path, dataset: Dataset | None = None) -> tuple[RlData, Dropped]:
+    found, dropped = stream_dropping_invalid(path, dataset)
+    return RlData(found.meta, found.fingerprint, list(found.records)), dropped
 
 
 @pytest.fixture
@@ -508,7 +526,7 @@ def test_invalid_rows_and_queries_are_dropped_and_counted(tmp_path: Path, datase
     path = put(tmp_path, content) if form == "json" else put(tmp_path, lines, "rl.ndjson")
     with pytest.raises(InvalidRlData):
         read(path, dataset)
-    data, dropped = read_dropping_invalid(path, dataset)
+    data, dropped = read_dropping(path, dataset)
     kept = {record.query_id: [candidate.pointer for candidate in record.candidates] for record in data.records}
     assert kept == {7: [(1,), (2, 1)], 10: [(3,)]}
     assert (dropped.candidates, dropped.queries) == (7 + 2, 3)
@@ -532,7 +550,7 @@ def test_invalid_rows_and_queries_are_dropped_and_counted(tmp_path: Path, datase
 
 def test_dropping_from_a_file_without_pools_makes_the_pool_from_what_is_left(tmp_path: Path, dataset: Dataset) -> None:
     path = put(tmp_path, {"7": entry(row([1, 2]), row([7, 3]), row([50]), query={})})
-    data, dropped = read_dropping_invalid(path, dataset)
+    data, dropped = read_dropping(path, dataset)
     assert data.records[0].candidate_pool_ids == (1, 2)
     assert data.records[0].pool_source == "from_pointers"
     assert dropped.candidates == 2
@@ -541,18 +559,29 @@ def test_dropping_from_a_file_without_pools_makes_the_pool_from_what_is_left(tmp
 @pytest.mark.parametrize("name", ["rl.json", "rl.ndjson"])
 def test_rows_with_values_that_json_does_not_have_are_dropped(tmp_path: Path, name: str) -> None:
     content = {"7": entry(row([1], beam_score=math.nan), row([2]), query={}), "8": entry(row([1], beam_score=math.inf), query={})}
-    data, dropped = read_dropping_invalid(put(tmp_path, json.dumps(content) if name == "rl.json" else ndjson(content), name))
+    data, dropped = read_dropping(put(tmp_path, json.dumps(content) if name == "rl.json" else ndjson(content), name))
     assert {record.query_id: [candidate.pointer for candidate in record.candidates] for record in data.records} == {7: [(2,)]}
     assert (dropped.candidates, dropped.queries) == (2, 1)
 
 
 def test_nothing_valid_and_what_is_no_json_are_refused_all_the_same(tmp_path: Path, dataset: Dataset) -> None:
     with pytest.raises(InvalidRlData, match=r"no query is valid.*own demonstration"):
-        read_dropping_invalid(put(tmp_path, {"7": entry(row([7]))}), dataset)
+        stream_dropping_invalid(put(tmp_path, {"7": entry(row([7]))}), dataset)
     with pytest.raises(InvalidRlData, match="not JSON"):
-        read_dropping_invalid(put(tmp_path, "{"), dataset)
+        stream_dropping_invalid(put(tmp_path, "{"), dataset)
     with pytest.raises(InvalidRlData, match="legacy InfoScore"):
-        read_dropping_invalid(put(tmp_path, {"7": {"id_list": [[1, 7]], "score_list": [0.1]}}))
+        stream_dropping_invalid(put(tmp_path, {"7": {"id_list": [[1, 7]], "score_list": [0.1]}}))
+
+
+def test_dropping_reads_a_query_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {str(query): entry(row([1]), row([query]), query={}) for query in range(20, 40)}
+    path = put(tmp_path, ndjson(content), "rl.ndjson")
+    found, dropped = stream_dropping_invalid(path)
+    assert dropped.candidates == 20
+    parsed: list[object] = []
+    monkeypatch.setattr(sources, "_parse", counting(sources._parse, parsed))  # pyright: ignore[reportPrivateUsage]
+    assert next(iter(found.records)).query_id == 20
+    assert len(parsed) == 1
 
 
 # The report
@@ -786,7 +815,7 @@ def record_lists(draw: st.DrawFn) -> list[QueryRecord]:
     return records
 
 
-on_files = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+on_files = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(record_lists(), st.sampled_from(["rl.json", "rl.ndjson", "rl.jsonl"]))

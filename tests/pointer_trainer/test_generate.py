@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from leverplus import rl_data
@@ -18,13 +19,15 @@ from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkp
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import Cancelled, FingerprintMismatch, InvalidInput, NotFound, Unavailable
+from leverplus.errors import Cancelled, FingerprintMismatch, InvalidInput, InvalidRlData, NotFound, Unavailable
 from leverplus.files import remove_folder
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.scoring import ScoreStats
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
+from pointer_trainer import dry_run
+from pointer_trainer.jobs import generate as generate_job
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.jobs.generate import generate
 from pointer_trainer.jobs.train import pool_policy, train_selector
@@ -33,6 +36,7 @@ from pointer_trainer.requests import EvaluateRequest, GenerateRequest
 from pointer_trainer.rl_files import take_in
 from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Traffic
 from pointer_trainer.scored_queries import Scorer as ScoredQueries
+from vqa_scorer.engines.echo import EchoEngine
 
 COLOURS = ["red", "green", "blue", "white"]
 POOL = {"sampler": "random", "k": 6}
@@ -68,7 +72,8 @@ def test_every_candidate_is_scored_and_every_number_says_how(run: Any, scorer: A
     assert read.meta["logging_mixture"]["weights"] == {"sample@1": 0.4, "sample@1.3": 0.4, "random": 0.2}
     total = sum(len(record.candidates) for record in read.records)
     assert result["report"]["modes"]["file"] == {"count": total, "share": 1.0}
-    phase, step, count, extra = run.reports[-1]
+    assert run.reports[-1][:3] == ("write", 1, 1)
+    phase, step, count, extra = next(report for report in reversed(run.reports) if report[0] == "score")
     assert (phase, step, count) == ("score", 12, 12)
     shares = {key: extra[key] for key in ("scored", "file", "file_share", "fallback_share", "error_share")}
     assert shares == {"scored": total, "file": total, "file_share": 1.0, "fallback_share": 0.0, "error_share": 0.0}
@@ -84,20 +89,90 @@ def test_past_a_tenth_of_fallback_the_counts_carry_a_warning() -> None:
     assert warning.startswith("3 of 13 candidates (23.1%) were scored by the fallback")
 
 
-def test_a_second_run_makes_the_same_file_from_committed_scores(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_a_second_run_keeps_what_the_first_one_made(run: Any, scorer: Any, data: DataRoot) -> None:
     run.scorer_url = scorer.url
-    generate(run.context(request(), job_id="job-1"))
+    result = generate(run.context(request(), job_id="job-1"))
     first = data.rl_data("rl-1").read_bytes()
     asked = len(scorer.engine.batches)
-    result = generate(run.context(request(), job_id="job-1"))
+    # Its worker died before it told that the job is done.
+    assert generate(run.context(request(), job_id="job-1")) == result
+    assert len(scorer.engine.batches) == asked
+    # And without what it made: from committed scores.
+    (data.run("job-1") / "result.json").unlink()
+    again = generate(run.context(request(), job_id="job-1"))
     assert data.rl_data("rl-1").read_bytes() == first
     assert len(scorer.engine.batches) == asked
-    assert result["scores"]["cached"] == result["scores"]["scored"]
+    assert again["scores"]["cached"] == again["scores"]["scored"] == result["scores"]["scored"]
+    assert not (data.run("job-1") / "shards").exists()
+
+
+def test_shards_make_the_file_of_one_run_and_are_never_made_again(
+    run: Any, scorer: Any, data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.scorer_url = scorer.url
+    only: dict[str, Any] = {"num_beams": 0, "num_samples_per_temp": 0}  # a selector's last bits depend on who shares its batch
+    generate(run.context(request(**only), job_id="job-1"))
+    whole = data.rl_data("rl-1").read_bytes().split(b"\n")
+    run.reports.clear()
+    only |= {"shard_queries": 3}
+    # A shard is one request, and tells of its beginning and its end.
+    run.stop_after = 4
+    with pytest.raises(Cancelled):
+        generate(run.context(request(**only), job_id="job-2"))
+    folder = data.run("job-2") / "shards"
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert sorted(kept) == ["00001.ndjson", "00002.ndjson"]
+    assert not data.rl_data("rl-2").exists()
+    run.stop_after = None
+    seen: dict[str, int] = {}
+    keep = generate_job.remove_folder
+
+    def remember(path: Path) -> None:
+        seen.update({file.name: file.stat().st_mtime_ns for file in path.iterdir()} if path.name == "shards" else {})
+        keep(path)
+
+    monkeypatch.setattr(generate_job, "remove_folder", remember)
+    result = generate(run.context(request(**only), job_id="job-2"))
+    assert {name: seen[name] for name in kept} == kept, "a shard that was finished is not written again"
+    assert len(seen) == result["shards"] == 4
+    lines = data.rl_data("rl-2").read_bytes().split(b"\n")
+    assert lines[1:] == whole[1:]
+    heads = [orjson.loads(line[0])["_meta"] for line in (whole, lines)]
+    assert heads[0].pop("job_id") != heads[1].pop("job_id")
+    assert [head["request"].pop("shard_queries") for head in heads] == [500, 3]
+    assert heads[0] == heads[1]
+    steps = [step for phase, step, total, _ in run.reports if phase == "score" and total == 12]
+    assert steps[-1] == 12
+
+
+def test_a_damaged_shard_is_told(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    folder = data.run("job-1") / "shards"
+    folder.mkdir(parents=True)
+    (folder / "00002.ndjson").write_bytes(b'{"query_id":3}\n')
+    with pytest.raises(InvalidRlData, match=r"00002\.ndjson.*delete the file and resume"):
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
+
+
+def test_shards_of_another_scorer_are_refused_at_the_first_answer(run: Any, scorer: Any, data: DataRoot) -> None:
+    run.scorer_url = scorer.url
+    run.stop_after = 2
+    with pytest.raises(Cancelled):
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
+    assert [path.name for path in (data.run("job-1") / "shards").iterdir()] == ["00001.ndjson"]
+    run.stop_after = None
+    port = int(scorer.url.rsplit(":", 1)[1])
+    scorer.stop()
+    scorer.engine = EchoEngine(zero_shot="another VLM")
+    scorer.start(data, port)
+    with pytest.raises(FingerprintMismatch, match=r"generation\.arguments\.zero_shot: expected 'red', found 'another VLM'"):
+        generate(run.context(request(shard_queries=3), job_id="job-1"))
 
 
 def test_a_dry_run_counts_and_scores_nothing(run: Any, scorer: Any, data: DataRoot) -> None:
     run.scorer_url = scorer.url
     sources = {"num_beams": 2, "num_retrieval": 3, "num_random": 0, "num_samples_per_temp": 0}
+    scorer.wait_until_ready()
     result = generate(run.context(request(dry_run=True, queries=5, shots=[1], **sources)))
     assert result["queries"] == 5
     assert result["gen_methods"]["beam"] == 10
@@ -105,6 +180,46 @@ def test_a_dry_run_counts_and_scores_nothing(run: Any, scorer: Any, data: DataRo
     assert result["pointers"] == sum(result["gen_methods"].values())
     assert scorer.engine.batches == []
     assert not data.rl_data("rl-1").exists()
+    # Five queries, each its own image; all of train may be shown.
+    assert 5 <= result["images"] <= 12
+    assert (result["committed"], result["to_score"]) == (0, result["pointers"])
+    assert (result["scorers"], result["pointers_per_s"], result["estimated_hours"]) == (1, None, None)
+    assert result["sampled_queries"] is None
+    assert "no scorer has measured its rate yet" in result["notes"][0]
+
+
+def test_a_dry_run_knows_what_is_scored_and_how_long_the_rest_takes(run: Any, scorer: Any) -> None:
+    run.scorer_url = scorer.url
+    generate(run.context(request(queries=6), job_id="job-1"))
+    result = generate(run.context(request(queries=6, dry_run=True), job_id="job-2"))
+    assert (result["committed"], result["to_score"], result["estimated_hours"]) == (result["pointers"], 0, 0.0)
+    result = generate(run.context(request(dry_run=True), job_id="job-2"))
+    assert result["pointers"] == result["committed"] + result["to_score"]
+    assert 0 < result["to_score"] < result["pointers"]
+    assert result["estimated_hours"] == pytest.approx(result["to_score"] / result["pointers_per_s"] / 3600)
+
+
+def test_a_dry_run_of_many_queries_says_that_it_counted_a_sample(
+    run: Any, scorer: Any, data: DataRoot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.scorer_url = scorer.url
+    only = {"num_beams": 0, "num_samples_per_temp": 0, "num_random": 0, "num_retrieval": 3}
+    monkeypatch.setattr(dry_run, "SAMPLE", 4)
+    scorer.wait_until_ready()
+    result = generate(run.context(request(dry_run=True, shots=[1], **only)))
+    assert (result["queries"], result["sampled_queries"]) == (12, 4)
+    assert result["gen_methods"] == {"retrieval": 36, "zero_shot": 12}
+    assert result["images"] == 12
+    assert "counted on 4 of 12 queries" in result["notes"][0]
+    assert not data.rl_data("rl-1").exists()
+
+
+def test_a_dry_run_needs_no_scorer(run: Any) -> None:
+    run.scorer_url = "http://127.0.0.1:9"
+    result = generate(run.context(request(dry_run=True, shots=[1])))
+    assert result["pointers"] > 12
+    assert (result["committed"], result["to_score"], result["estimated_hours"]) == (None, None, None)
+    assert "do not say what is scored already" in result["notes"][0]
 
 
 def test_queries_without_a_candidate_are_counted_and_left_out(run: Any, scorer: Any, data: DataRoot) -> None:
@@ -336,6 +451,41 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     result = evaluate(run.context(on_train, job_id="job-e"))
     assert result["trained_on"] == {"ckpt-t": None}
     assert "not known whether ckpt-t was trained on these queries" in result["markdown"]
+
+
+SELECTORS: dict[str, dict[str, Any]] = {
+    "v0": {"architecture": "autoregressive", "num_layers": 1},
+    "v1": {"num_layers": 0},
+    "v2": {"supervised_epochs": 1, "rce_epochs": 0},
+    "v3": {},
+}
+
+
+def test_every_kind_of_selector_is_trained_evaluated_and_proposes(run: Any, scorer: Any, data: DataRoot) -> None:
+    """All four from one file, side by side in one evaluation; each names the candidates of a further round."""
+    run.scorer_url = scorer.url
+    generate(run.context(request(), job_id="job-g"))
+    for name, settings in SELECTORS.items():
+        config = {"rce_epochs": 1, "hidden_dim": 8, "batch_size": 4, **settings}
+        result = train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id=f"job-{name}"))
+        assert result["checkpoint_id"] == f"ckpt-{name}"
+        info = read_info(data.checkpoint(f"ckpt-{name}"))
+        assert info.selector["architecture"] == ("autoregressive" if name == "v0" else "pointer")
+        assert info.metrics["phase"] == ("supervised" if name == "v2" else "rce")
+    checkpoints = [f"ckpt-{name}" for name in SELECTORS]
+    result = evaluate(run.context(evaluation(checkpoints=checkpoints, bootstrap_draws=100), job_id="job-e"))
+    assert result["checkpoints"] == {f"{name} ckpt-{name}": f"ckpt-{name}" for name in SELECTORS}
+    alone = evaluate(run.context(evaluation(checkpoints=["ckpt-v0"], bootstrap_draws=100), job_id="job-f"))
+    assert alone["checkpoints"] == {"v0": "ckpt-v0"}
+    again = generate(run.context(request(checkpoint="ckpt-v0", num_retrieval=0), job_id="job-h"))
+    model = selector_from_checkpoint(data.checkpoint("ckpt-v0"))
+    embeddings = Embeddings.open(data.embeddings("toy"))
+    for record in rl_data.read(data.rl_data(again["rl_data_id"])).records:
+        pool = torch.from_numpy(embeddings.candidate[list(record.candidate_pool_ids)])[None]
+        query = torch.from_numpy(embeddings.query[[record.query_id]])
+        best = model.select_beams(query, pool, 2, 5).positions[0]
+        found = {one.beam_rank: one.pointer for one in record.candidates if one.gen_method == "beam"}
+        assert found[0] == tuple(record.candidate_pool_ids[place] for place in best[0].tolist())
 
 
 def test_a_job_with_grpo_names_both_checkpoints_and_the_recommended_one(run: Any, scorer: Any, data: DataRoot) -> None:

@@ -19,6 +19,7 @@ from fastapi.testclient import TestClient
 from redis import Redis
 from sqlalchemy import update
 
+from leverplus import rl_data
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
@@ -313,6 +314,27 @@ def test_an_upload_that_does_not_fit_leaves_nothing(
     assert words in answer.json()["detail"]
     assert str(data.path / "rl-data") not in answer.text
     assert list((data.path / "rl-data").glob("*")) == []
+
+
+def test_the_sign_of_a_legacy_uploads_info_scores_must_be_stated(api: TestClient, data: DataRoot, tmp_path: Path) -> None:
+    legacy = {"3": {"id_list": [[1, 3], [5, 3]], "score_list": [-0.5, 0.25]}}
+    refused = upload(api, legacy)
+    assert refused.status_code == 422
+    assert "info_score=" in refused.json()["detail"]
+    client = TrainerClient("http://testserver")
+    client._http = api  # pyright: ignore[reportPrivateUsage]
+    path = tmp_path / "legacy.json"
+    path.write_bytes(orjson.dumps(legacy))
+    found: dict[str, list[float | None]] = {}
+    for sign in ("higher", "lower"):
+        rl_data_id = client.upload_rl_data(path, "toy", info_score=sign)["rl_data_id"]
+        read = rl_data.read(data.rl_data(rl_data_id))
+        assert read.meta["info_score_of_legacy_file"] == f"{sign} is better"
+        found[rl_data_id] = [candidate.info_score for candidate in read.records[0].candidates]
+    assert sorted(found.values()) == [[-0.5, 0.25], [0.5, -0.25]]
+    answer = api.post("/rl-data", params={"dataset": "toy", "info_score": "lower"}, content=orjson.dumps(RL_FILE))
+    assert (answer.status_code, "no legacy file" in answer.json()["detail"]) == (422, True)
+    assert api.post("/rl-data", params={"dataset": "toy", "info_score": "up"}, content=b"{}").status_code == 422
 
 
 def test_errors_of_an_upload_call_the_file_by_its_name(api: TestClient, data: DataRoot, tmp_path: Path) -> None:

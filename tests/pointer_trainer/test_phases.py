@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from leverplus.ids import ItemId
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import PointerSelectorV3, SelectorConfig, new_selector
 from pointer_trainer.batches import QueryExample, RlBatch
 from pointer_trainer.objectives import Objective, summarise
 from pointer_trainer.phases import grpo_guards, planned_phases, train_only
@@ -63,6 +64,39 @@ def test_planned_phases():
     assert second.stops_when_worse
 
 
+def test_supervision_comes_first_and_has_the_runs_id_where_it_is_alone():
+    run = planned_phases(TrainConfig(supervised_epochs=2, supervised_lr=3e-4, grpo_epochs=1))
+    assert [(phase.name, phase.index, phase.suffix) for phase in run] == [
+        ("supervised", 0, "-supervised"), ("rce", 1, ""), ("grpo", 2, "-grpo"),
+    ]  # fmt: skip
+    assert (run[0].epochs, run[0].lr, run[0].dropout, run[0].trainable) == (2, 3e-4, True, "all")
+    (alone,) = planned_phases(TrainConfig(supervised_epochs=2, rce_epochs=0))
+    assert (alone.name, alone.index, alone.suffix) == ("supervised", 0, "")
+
+
+def test_supervision_is_the_cross_entropy_of_the_best_beam():
+    """Beams: (0) and (3) of one shot, (4, 0) of two. By reward the best are (3), (0) as the first of two equal ones, (0)."""
+    by_beam = np.array([True, True, False, False, True])
+    examples = [
+        QueryExample(ItemId(row), np.arange(POOL), batch().pointers[row].numpy(), batch().rewards_raw[row].numpy(), by_beam)
+        for row in range(QUERIES)
+    ]
+    settings = TrainConfig(supervised_epochs=1, shot_weights={2: 0.5})
+    (phase, _) = planned_phases(settings)
+    (first, *_) = material = phase.material([*examples, example(9, [1.0], [1])])
+    assert len(material) == QUERIES
+    assert first.positions.tolist() == [[0, -1], [3, -1], [4, 0]]
+    model, data = selector(), batch()
+    beams = replace(
+        data, pointers=data.pointers[:, by_beam], rewards_raw=data.rewards_raw[:, by_beam], mask=data.mask[:, by_beam]
+    )
+    found = Objective(settings, phase, model, total_steps=4).loss(model, beams, step=0)
+    logp = model.log_prob(data.query_emb, data.cand_emb, data.pointers, data.mask)
+    wanted = -(logp[0, 1] + logp[1, 0] + logp[2, 0]) / 3 - 0.5 * (logp[:, 4] / 2).mean()
+    torch.testing.assert_close(found.loss, wanted, atol=1e-6, rtol=1e-6)
+    assert found.metrics["groups"] == 6
+
+
 @pytest.mark.parametrize(
     ("config", "trained"),
     [
@@ -84,6 +118,10 @@ def test_train_only_freezes_the_rest():
     names = {name for name, _ in model.named_parameters()}
     head = {"query_proj.weight", "cand_proj.weight", "query_update_gate.weight", "query_update_gate.bias"}
     attention = {name for name in names if name.startswith(("cross_attn_layers.", "attn_norms."))}
+    decoder = new_selector(SelectorConfig(d_model=4, hidden_dim=8, architecture="autoregressive"))
+    train_only(decoder, "attention")
+    trained = {name for name, parameter in decoder.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name in decoder.state_dict() if name.startswith("decoder_layers.")}
     for which, wanted in (("head", head), ("attention", attention), ("all", names)):
         parameters = train_only(model, which)
         assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == wanted

@@ -14,7 +14,15 @@ import pytest
 
 from leverplus import rl_data
 from leverplus.data_root import DataRoot
-from leverplus.errors import DeadlineExceeded, FingerprintMismatch, InvalidInput, QueueFull, Unavailable
+from leverplus.errors import (
+    DeadlineExceeded,
+    FingerprintMismatch,
+    GenerationFailed,
+    InvalidInput,
+    LeverPlusError,
+    QueueFull,
+    Unavailable,
+)
 from leverplus.scoring import ScoreOptions, ScoreQuery, ScoreRequest, ScoreResponse
 from pointer_trainer.jobs.generate import generate
 from pointer_trainer.replicas import Replicas
@@ -120,12 +128,30 @@ def test_a_full_one_hands_on_and_other_errors_do_not(clients: list[FakeClient]) 
         with pytest.raises(QueueFull):
             replicas.score(REQUEST)
         assert asked(clients) == [2, 2]
-        for failure in (InvalidInput("no such item"), DeadlineExceeded(what="scoring", limit_s=1)):
-            clients[0].failure = clients[1].failure = failure
-            before = sum(asked(clients))
-            with pytest.raises(type(failure)):
-                replicas.score(REQUEST)
-            assert sum(asked(clients)) == before + 1
+        clients[0].failure = clients[1].failure = InvalidInput("no such item")
+        before = sum(asked(clients))
+        with pytest.raises(InvalidInput):
+            replicas.score(REQUEST)
+        assert sum(asked(clients)) == before + 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [DeadlineExceeded(what="scoring", limit_s=1), GenerationFailed(prompts=8, reason="CUDA error"), LeverPlusError("?")],
+)
+def test_one_that_hangs_or_is_broken_hands_on_and_rests(clients: list[FakeClient], failure: LeverPlusError) -> None:
+    with Replicas(["a", "b"]) as replicas:
+        clients[0].failure = failure
+        for _ in range(3):
+            replicas.score(REQUEST)
+        assert asked(clients) == [1, 3]
+        # What may pass is told rather than what may not: the request is then made again.
+        clients[1].failure = Unavailable(what="vqa_scorer", reason="down", hint="")
+        with pytest.raises((DeadlineExceeded, Unavailable)):
+            replicas.score(REQUEST)
+        clients[1].failure = failure
+        with pytest.raises(type(failure)):
+            replicas.score(REQUEST)
 
 
 def test_settings_name_one_or_several(tmp_path: Path) -> None:

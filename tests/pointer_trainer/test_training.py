@@ -28,7 +28,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import Candidate, QueryRecord, RlData
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
 from pointer_trainer import losses
 from pointer_trainer.batches import build_examples
 from pointer_trainer.best_fixed import rank_fixed_pointers
@@ -122,8 +122,9 @@ def with_candidates(world: World, change: Mapping[int, Any]) -> RlData:
         {"rce_use_raw_reward": True},
         {"use_top1_only": True},
         {"label_smoothing": 0.1},
+        {"architecture": "autoregressive", "rce_lr": 3e-3},
     ],
-    ids=["default", "gate", "raw", "top1", "smoothing"],
+    ids=["default", "gate", "raw", "top1", "smoothing", "autoregressive"],
 )
 def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any]):
     result = run(world, tmp_path, **extra)
@@ -133,6 +134,50 @@ def test_it_learns_what_helps(world: World, tmp_path: Path, extra: dict[str, Any
     assert after["held_out_greedy_reward"] > before["held_out_greedy_reward"]
     assert after["held_out_expected_reward"] == max(row["held_out_expected_reward"] for row in result.epochs[1:])
     assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
+
+
+def test_a_bi_encoder_learns_which_demonstrations_suit_a_query(world: World, tmp_path: Path):
+    """It cannot prefer the same demonstrations for all queries, as the others do above; here those are right that point away."""
+    rows = world.embeddings.query
+    records: list[QueryRecord] = []
+    for record in world.data.records:
+        good = [int(bool(one.pointer) and rows[record.query_id] @ rows[one.pointer[0]] < 0) for one in record.candidates]
+        judged = (replace(one, vqa_correct=g, vqa_acc_score=float(g)) for one, g in zip(record.candidates, good, strict=True))
+        records.append(replace(record, candidates=tuple(judged)))
+    result = run(world, tmp_path, [replace(world.data, records=records)], num_layers=0, rce_lr=3e-2, rce_epochs=10)
+    before, after = result.epochs[0], result.metrics
+    assert before["held_out_expected_reward"] < before["held_out_uniform_reward"]
+    assert after["held_out_expected_reward"] > before["held_out_expected_reward"] + 0.2
+    assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
+
+
+def test_accuracy_is_in_one_unit_whatever_the_reward(world: World, tmp_path: Path):
+    by_accuracy = run(world, tmp_path / "accuracy", rce_epochs=1, reward={"mode": "soft_only"}).metrics
+    twice = run(world, tmp_path / "twice", rce_epochs=1).metrics
+    assert by_accuracy["held_out_expected_accuracy"] == pytest.approx(by_accuracy["held_out_expected_reward"], abs=1e-6)
+    assert twice["held_out_expected_reward"] == pytest.approx(2 * twice["held_out_expected_accuracy"], abs=1e-6)
+
+
+def test_accuracy_counts_candidates_whose_reward_is_unknown(world: World, tmp_path: Path):
+    likely = {"mode": "hard01_plus_gtprob", "hard_weight": 0.0}
+    half = with_candidates(world, {number: {"vqa_gt_prob": 0.5 + number / 100} for number in (1, 2, 7, 8)})
+    found = run(world, tmp_path, [half], rce_epochs=1, reward=likely).metrics
+    groups: dict[tuple[int, int], list[float]] = {}
+    for record in half.records[64:]:  # the last fifth of 80 queries
+        for one in record.candidates[1:]:
+            assert one.vqa_acc_score is not None
+            groups.setdefault((record.query_id, len(one.pointer)), []).append(one.vqa_acc_score)
+    assert found["candidates_used"] < sum(len(record.candidates) - 1 for record in half.records)
+    uniform = sum(sum(group) / len(group) for group in groups.values()) / len(groups)
+    assert found["held_out_uniform_accuracy"] == pytest.approx(uniform, abs=1e-6)
+
+
+def test_an_unknown_accuracy_is_none(world: World, tmp_path: Path):
+    told = {number: {"vqa_correct": None, "vqa_acc_score": None, "info_score": number / 10} for number in range(1, 13)}
+    unknown = with_candidates(world, {0: {"vqa_correct": None, "vqa_acc_score": None}, **told})
+    found = run(world, tmp_path, [unknown], rce_epochs=1, reward={"mode": "hybrid", "alpha": 1.0}).metrics
+    assert (found["held_out_expected_accuracy"], found["held_out_uniform_accuracy"]) == (None, None)
+    assert found["held_out_expected_reward"] > 0
 
 
 def test_the_epoch_is_kept_by_what_the_config_says(world: World, tmp_path: Path):
@@ -338,6 +383,11 @@ def test_splits():
         ({"reward": {"mode": "softest"}}, "softest"),
         ({"reward": {"mode": "legacy"}}, "alpha"),
         ({"hidden_dim": 10, "num_heads": 3}, "hidden_dim 10 is not a multiple of num_heads 3"),
+        ({"hidden_dim": 10, "architecture": "autoregressive"}, "hidden_dim 10 is not a multiple of num_heads 4"),
+        ({"architecture": "autoregressive", "num_layers": 0}, "selector.num_layers: 0, must be a whole number of at least 1"),
+        ({"architecture": "autoregressive", "state_update": "gate"}, "selector.state_update: 'gate', but an autoregressive"),
+        ({"num_layers": 0, "grpo_epochs": 1, "grpo_trainable": "attention"}, "nothing to train, because num_layers is 0"),
+        ({"rce_epochs": 0, "grpo_epochs": 2}, r"supervised_epochs and rce_epochs are 0 \(grpo_epochs 2\): nothing is trained"),
         ({"rce_lr": float("nan")}, "rce_lr"),
         ({"train_ratio": 1.0}, "train_ratio"),
     ],
@@ -353,6 +403,16 @@ def test_config_defaults_are_the_references():
     assert (config.kl_beta, config.clip_epsilon, config.advantage_clip, config.num_layers) == (0.1, 0.2, 5, 1)
     assert not any((config.rce_use_raw_reward, config.skip_fallback_reward, config.freeze_backbone_in_grpo, config.use_top1_only))
     assert read_train_config({"reward": {"mode": "separated", "hard_weight": 2}}).reward.hard_weight == 2
+    assert (config.architecture, config.num_heads, config.supervised_epochs) == ("pointer", 1, 0)
+
+
+def test_a_decoder_has_a_size_of_its_own():
+    config = read_train_config({"architecture": "autoregressive"})
+    assert (config.num_layers, config.num_heads, config.hidden_dim) == (2, 4, 256)
+    assert read_train_config(config.model_dump(mode="json")) == config
+    assert read_train_config({"architecture": "autoregressive", "num_layers": 1}).num_layers == 1
+    selector = config.selector(512)
+    assert (selector.architecture, selector.d_model, selector.num_layers) == ("autoregressive", 512, 2)
 
 
 GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 2, "grpo_lr": 1e-3}
@@ -484,3 +544,103 @@ def test_shots_in_files_of_their_own_are_the_shots_of_one_file(world: World, tmp
     assert weighted.metrics["train_loss"] == pytest.approx(alone.metrics["train_loss"], rel=1e-5)
     with pytest.raises(InvalidConfig, match=r"shot_weights: \{1: 0.0\} leaves nothing of data with shots \[1\]"):
         run(world, tmp_path / "nothing", [only(1)], shot_weights={1: 0})
+
+
+BEAMS = {number: {"gen_method": "beam"} for number in (1, 2, 3, 7, 8)}
+"""Three of the one-shot candidates and two of the two-shot ones."""
+
+
+def test_supervision_alone_imitates_the_best_beam(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = with_candidates(world, BEAMS)
+    caplog.set_level("INFO")
+    result = run(world, tmp_path, [data], supervised_epochs=5, supervised_lr=1e-2, rce_epochs=0, rce_lr=1e-4)
+    assert result.checkpoints == {"supervised": "ckpt-1"}
+    assert {row["phase"] for row in result.epochs} == {"supervised"}
+    assert result.epochs[-1]["train_loss"] < result.epochs[1]["train_loss"]
+    assert result.metrics["held_out_expected_reward"] > result.epochs[0]["held_out_expected_reward"] + 0.1
+    assert result.metrics["train_queries_without_beams"] == 0
+    assert result.metrics["temperature"] is None
+    _, info = load_checkpoint(tmp_path / "ckpt-1")
+    assert (info.metrics["phase"], info.shots) == ("supervised", [1, 2])
+    assert [path.name for path in (tmp_path / "run").glob("*.png")] == ["training_curve.png"]
+    assert "the supervised phase imitates the best beams of 64 queries; 0 have none" in caplog.text
+    assert "only the supervised phase is run, and its checkpoint is the result" in caplog.text
+    again = run(
+        world, tmp_path / "unused", [data], supervised_epochs=1, rce_epochs=0, temperature_end=0.7, objective="expected_reward"
+    )
+    assert again.metrics["settings_without_effect"] == ["rce_lr", "objective", "temperature_end"]
+    assert "supervised_epochs is 1, rce_epochs is 0, grpo_epochs is 0: rce_lr, objective, temperature_end" in caplog.text
+
+
+def test_supervision_sees_nothing_but_beams(world: World, tmp_path: Path):
+    """The other candidates may be worth what they like: what is trained is the same; only held-out figures tell."""
+    only = {"supervised_epochs": 2, "rce_epochs": 0, "keep_epoch": "loss"}
+    others = {number: {"vqa_correct": 1, "vqa_acc_score": 1.0} for number in (4, 5, 9, 10, 11)}
+    first, second = with_candidates(world, BEAMS), with_candidates(world, BEAMS | others)
+    one, other = (run(world, tmp_path / name, [data], **only).epochs for name, data in (("a", first), ("b", second)))
+    assert [row["train_loss"] for row in one] == [row["train_loss"] for row in other]
+    assert one[1]["held_out_rce"] != other[1]["held_out_rce"]
+
+
+def test_rce_goes_on_from_supervision(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = with_candidates(world, {1: {"gen_method": "beam"}, 2: {"gen_method": "beam"}})
+    config = {"supervised_epochs": 2, "rce_epochs": 2, "grpo_epochs": 1}
+    result = run(world, tmp_path, [data], **config)
+    assert result.checkpoints == {"supervised": "ckpt-1-supervised", "rce": "ckpt-1", "grpo": "ckpt-1-grpo"}
+    best = max(of_phase(result, "supervised")[1:], key=lambda row: row["held_out_expected_reward"])
+    start = of_phase(result, "rce")[0]
+    assert start["held_out_expected_reward"] == pytest.approx(best["held_out_expected_reward"], abs=1e-6)
+    infos = {name: load_checkpoint(tmp_path / name)[1] for name in result.checkpoints.values()}
+    # The beams are of one shot alone.
+    assert {name: info.shots for name, info in infos.items()} == {
+        "ckpt-1-supervised": [1], "ckpt-1": [1, 2], "ckpt-1-grpo": [1, 2],
+    }  # fmt: skip
+    assert [name for name, info in infos.items() if info.metrics["recommended"]] == [result.checkpoint_id]
+    curves = sorted(path.name for path in (tmp_path / "run").glob("*.png"))
+    assert curves == ["training_curve.png", "training_curve_grpo.png", "training_curve_supervised.png"]
+    run(world, tmp_path / "two", [data], **{**config, "grpo_epochs": 0})
+    assert "only the supervised phase and then RCE is run" in caplog.text
+
+
+def test_supervision_without_beams_is_refused(world: World, tmp_path: Path):
+    with pytest.raises(InvalidInput) as refused:
+        run(world, tmp_path, [world.data, world.data], supervised_epochs=3)
+    total = sum(len(record.candidates) for record in world.data.records)
+    held = f"has 0 beams among {total} candidates ({total - QUERIES} random, {QUERIES} unknown)"
+    assert "supervised_epochs is 3, but none of the 64 queries to be trained on has a beam" in str(refused.value)
+    assert f"rl-0 {held}; rl-1 {held}. Generate with num_beams above 0" in str(refused.value)
+    # Beams there are, but their rewards are not known; and some queries without any are no reason to refuse.
+    unknown = {"gen_method": "beam", "vqa_correct": None, "vqa_acc_score": None, "vqa_eval_mode": "error"}
+    with pytest.raises(InvalidInput, match=f"a known reward to imitate: rl-0 has {QUERIES} beams among {total}"):
+        run(world, tmp_path, [with_candidates(world, {1: unknown})], supervised_epochs=1)
+    records = [*with_candidates(world, BEAMS).records[:10], *world.data.records[10:]]
+    metrics = run(world, tmp_path, [replace(world.data, records=records)], supervised_epochs=1, rce_epochs=0).metrics
+    assert metrics["train_queries_without_beams"] == 54
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_layers": 0}, {"architecture": "autoregressive", "dropout": 0.2}], ids=["bi-encoder", "autoregressive"]
+)
+def test_every_selector_goes_through_all_phases_and_says_what_it_is(world: World, tmp_path: Path, settings: dict[str, Any]):
+    data = with_candidates(world, BEAMS)
+    config = TrainConfig(**{**QUICK, **settings})
+    for trainable in ("head", "all"):
+        folder = tmp_path / trainable
+        result = run(
+            world,
+            folder,
+            [data],
+            supervised_epochs=1,
+            rce_epochs=1,
+            grpo_epochs=1,
+            grpo_lr=1e-3,
+            grpo_trainable=trainable,
+            **settings,
+        )
+        loaded = {phase: load_checkpoint(folder / name) for phase, name in result.checkpoints.items()}
+        for tensors, info in loaded.values():
+            assert info.selector_config == config.selector(WIDTH)
+            assert selector_from_checkpoint(folder / info.checkpoint_id).tensors().keys() == tensors.keys()
+        rce, grpo = loaded["rce"][0], loaded["grpo"][0]
+        changed = {name for name in rce if not np.array_equal(rce[name], grpo[name])}
+        assert changed == ({"query_proj.weight", "cand_proj.weight"} if trainable == "head" else set(rce))

@@ -122,6 +122,90 @@ def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str
         assert states(root, job) == []
 
 
+ALL_PHASES: dict[str, Any] = {"supervised_epochs": 2, "rce_epochs": 2, "grpo_epochs": 2, "supervised_lr": 3e-3, "grpo_lr": 3e-4}
+
+
+def call_all_candidates_beams(root: DataRoot) -> None:
+    path = root.rl_data(RL_DATA)
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"gen_method":"random"', b'"gen_method":"beam"'))
+    assert path.read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("selector", "cuts"),
+    [
+        ({}, {15: "1 of phase supervised", 21: "0 of phase rce", 41: "0 of phase grpo"}),
+        ({"num_layers": 0}, {35: "1 of phase rce"}),
+        ({"architecture": "autoregressive", "state_update": "none"}, {15: "1 of phase supervised", 55: "1 of phase grpo"}),
+    ],
+    ids=["pointer", "bi-encoder", "autoregressive"],
+)
+def test_every_phase_of_every_selector_goes_on_to_the_same_bits(
+    root: DataRoot, selector: dict[str, Any], cuts: dict[int, str], caplog: pytest.LogCaptureFixture
+):
+    """Where all candidates are beams, supervision takes the same ten steps an epoch as RCE."""
+    call_all_candidates_beams(root)
+    config = {**ALL_PHASES, **selector}
+    caplog.set_level(logging.INFO)
+    train(root, "whole", **config)
+    for stop_after, told in cuts.items():
+        job = f"cut-{stop_after}"
+        with pytest.raises(Cancelled):
+            train(root, job, stop_after=stop_after, **config)
+        caplog.clear()
+        torch.manual_seed(stop_after)
+        train(root, job, run=2, **config)
+        assert f"goes on after epoch {told}" in caplog.text
+        for suffix in ("-supervised", "", "-grpo"):
+            assert left(root, job, suffix) == left(root, "whole", suffix)
+        assert states(root, job) == []
+
+
+def test_what_a_run_left_between_its_checkpoints_is_made_anew(root: DataRoot, monkeypatch: pytest.MonkeyPatch):
+    from pointer_trainer import results
+
+    call_all_candidates_beams(root)
+    train(root, "whole", **ALL_PHASES)
+    saved: list[str] = []
+    true_save = results.save_checkpoint
+
+    def killed(folder: Path, *arguments: Any, **named: Any) -> Any:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(folder.name)
+        return true_save(folder, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(root, "cut", **ALL_PHASES)
+    assert saved == ["ckpt-cut-supervised", "ckpt-cut-grpo"]
+    result = train(root, "cut", run=2, **ALL_PHASES)
+    assert set(result["checkpoints"]) == {"supervised", "rce", "grpo"}
+    for suffix in ("-supervised", "", "-grpo"):
+        assert left(root, "cut", suffix) == left(root, "whole", suffix)
+
+
+def test_rce_that_diverges_at_once_keeps_what_supervision_reached(root: DataRoot, monkeypatch: pytest.MonkeyPatch):
+    from pointer_trainer import losses
+
+    call_all_candidates_beams(root)
+    true_loss = losses.rce_loss
+
+    def spoiled(*arguments: Any) -> losses.LossOutputs:
+        outputs = true_loss(*arguments)
+        broken = torch.is_grad_enabled()
+        return losses.LossOutputs(outputs.loss * float("nan"), outputs.metrics) if broken else outputs
+
+    monkeypatch.setattr(losses, "rce_loss", spoiled)
+    with pytest.raises(TrainingDiverged, match=r"is kept as checkpoint ckpt-1-supervised-epoch-\d") as raised:
+        train(root, **ALL_PHASES)
+    _, info = load_checkpoint(root.checkpoint(raised.value.context["kept"]))
+    assert info.metrics["phase"] == "supervised"
+    assert not root.checkpoint("ckpt-1").exists()
+
+
 def test_grpo_that_stopped_stays_stopped(root: DataRoot, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     """A run that ended between GRPO's last epoch and its checkpoints trains no further epoch."""
     from pointer_trainer import training

@@ -37,7 +37,7 @@ sequences = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(lengths=sequences, causal=st.booleans(), key_heads=st.sampled_from([1, 2]), seed=st.integers(0, 99))
 def test_packed_attention_is_the_formula(lengths: list[tuple[int, int]], causal: bool, key_heads: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)

@@ -252,13 +252,17 @@ class TrainerClient(ServiceClient):
     def train(self, rl_data: Sequence[str], config: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/train", {"rl_data": list(rl_data), "config": dict(config)}, idempotency_key)
 
+    def sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/sweep", body, idempotency_key)
+
     def evaluate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/evaluate", body, idempotency_key)
 
-    def upload_rl_data(self, path: Path, dataset: str) -> dict[str, Any]:
+    def upload_rl_data(self, path: Path, dataset: str, *, info_score: str | None = None) -> dict[str, Any]:
+        """`info_score`: of a legacy InfoScore file, which scores are better, `higher` or `lower`."""
         with path.open("rb") as stream:
             headers = {"Content-Type": "application/octet-stream"}
-            named = {"dataset": dataset, "name": path.name}
+            named = {"dataset": dataset, "name": path.name} | ({"info_score": info_score} if info_score else {})
             return self.request("POST", "/rl-data", params=named, content=stream, headers=headers).json()
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -294,6 +298,24 @@ class TrainerClient(ServiceClient):
                 return _result(job)
             time.sleep(poll_s)
         raise errors.DeadlineExceeded(what=f"job {job_id}", limit_s=limit_s)
+
+    def checkpoints(self) -> dict[str, Any]:
+        """`checkpoints` as they describe themselves, and `broken`."""
+        return self.request("GET", "/checkpoints").json()
+
+    def deployments(self) -> list[dict[str, Any]]:
+        return self.request("GET", "/deployments").json()["deployments"]
+
+    def delete_checkpoint(self, checkpoint_id: str, *, dry_run: bool = False) -> dict[str, Any]:
+        path = f"/checkpoints/{check_name(checkpoint_id, what='checkpoint')}"
+        return self.request("DELETE", path, params={"dry_run": dry_run}).json()
+
+    def prune_checkpoints(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self.request("POST", "/checkpoints/prune", json=dict(body)).json()
+
+    def delete_run(self, job_id: str, *, dry_run: bool = False) -> dict[str, Any]:
+        path = f"/jobs/{check_name(job_id, what='job')}/run"
+        return self.request("DELETE", path, params={"dry_run": dry_run}).json()
 
     def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
         body = {"alias": alias, "by": by, "reason": reason}

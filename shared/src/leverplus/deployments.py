@@ -1,6 +1,7 @@
 """Which checkpoint an alias serves: `deployments/<alias>.json`, replaced whole, with its predecessor inside.
 
-The trainer is the only writer; the selector re-reads the file when it changes.
+The trainer is the only writer; the selector re-reads the file when it changes. `deployments/history.ndjson` names every
+checkpoint that was ever promoted, so that none of them goes by itself.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from leverplus.errors import Conflict, InvalidConfig, NotFound, shorten
 from leverplus.files import write_json
 
 DEFAULT_ALIAS = "production"
+_HISTORY = "history.ndjson"
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,17 @@ def promote(
     """
     if gate is None and not reason.strip():
         raise InvalidConfig(field="reason", reason="empty; a promotion without a gate's result needs the reason for it")
-    _require_checkpoint(root, checkpoint_id)
-    with _locked(root, alias) as path:
+    path = root.deployment(alias)
+    with deletions_locked_out(root):
+        _require_checkpoint(root, checkpoint_id)
         current = _read(path, alias) if path.is_file() else None
         predecessor = None
         if current is not None:
             predecessor = current.predecessor if current.checkpoint_id == checkpoint_id else _without_predecessor(current)
         found = dict(gate) if gate is not None else None, predecessor, dict(health) if health is not None else None
         deployment = Deployment(alias, checkpoint_id, _now(), by, reason, *found)
+        # First: what is in the history without having been served is only kept longer.
+        _remember(root, deployment)
         write_json(path, deployment.to_json())
     return deployment
 
@@ -92,7 +97,8 @@ def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
 
     NotFound without a deployment or when the predecessor's checkpoint was deleted; Conflict without a predecessor.
     """
-    with _locked(root, alias) as path:
+    path = root.deployment(alias)
+    with deletions_locked_out(root):
         current = read_deployment(root, alias)
         if current.predecessor is None:
             raise Conflict(
@@ -155,14 +161,48 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def deployed_as(root: DataRoot) -> dict[str, str]:
+    """Checkpoint -> what holds it there: an alias that serves it or would roll back to it.
+
+    InvalidConfig where a deployment cannot be read: then it is not known what it holds.
+    """
+    held: dict[str, str] = {}
+    for deployment in list_deployments(root):
+        if deployment.predecessor is not None:
+            alias = deployment.alias
+            held.setdefault(deployment.predecessor["checkpoint_id"], f"alias {alias!r} would roll back to it")
+        held[deployment.checkpoint_id] = f"alias {deployment.alias!r} serves it"
+    return held
+
+
+def ever_promoted(root: DataRoot) -> frozenset[str]:
+    """Every checkpoint in the history, which begins with the first promotion since there is one."""
+    path = root.path / "deployments" / _HISTORY
+    found: set[str] = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(orjson.JSONDecodeError):  # cut short by a kill, before the promotion
+            found.add(orjson.loads(line)["checkpoint_id"])
+    return frozenset(found)
+
+
+def _remember(root: DataRoot, deployment: Deployment) -> None:
+    value = deployment.to_json()
+    line = {name: value[name] for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason")}
+    with (root.path / "deployments" / _HISTORY).open("ab") as stream:
+        # A line of its own also after one that was cut short.
+        stream.write(b"\n" * (stream.tell() > 0) + orjson.dumps(line))
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 @contextmanager
-def _locked(root: DataRoot, alias: str) -> Generator[Path]:
-    """The alias's path, while no other process or thread promotes below this root."""
-    path = root.deployment(alias)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path.parent / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def deletions_locked_out(root: DataRoot) -> Generator[None]:
+    """One at a time, over all processes: who promotes, deletes, or makes a job that rests on what could be deleted."""
+    folder = root.path / "deployments"
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield path
+        yield
     finally:
         os.close(descriptor)

@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +16,7 @@ import orjson
 Fence = Callable[[], None]
 """Called when all is written and only the rename is left; raises where the writer may no longer write."""
 
+_TRASH = ".trash"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
@@ -73,6 +74,26 @@ def remove_folder(path: Path) -> None:
 
     if path.exists():
         shutil.rmtree(path)
+
+
+def set_aside(folder: Path) -> Path:
+    """Takes the folder's name away at once, so that nobody finds it half deleted; where it lies until `empty_trash`."""
+    aside = folder.with_name(f".{folder.name}.{os.urandom(4).hex()}{_TRASH}")
+    folder.rename(aside)
+    _sync_folder(folder.parent)
+    return aside
+
+
+def empty_trash(parent: Path) -> None:
+    """Deletes what was set aside below `parent`, by whomever; several may do so at once."""
+    for folder in parent.glob(f".*{_TRASH}"):
+        with suppress(FileNotFoundError):  # another deletes it
+            remove_folder(folder)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Sum of the sizes of the files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def remove_left_over(root: Path, *, older_than_s: float = 60.0) -> list[Path]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -23,7 +24,7 @@ from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings, require_block
 from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings
 from leverplus.fingerprint import digest
-from leverplus.random_order import derive_seed, random_first
+from leverplus.random_order import LeftOut, RandomOrder, derive_seed, random_first
 
 Sampler = Literal["random", "similar_image", "similar_text", "similar_joint", "mixed", "all", "from_pointers"]
 Exclusion = Literal["query", "same_image"]
@@ -121,10 +122,14 @@ class Pools:
         self.embeddings = embeddings
         self.policy = policy
         split = np.asarray(dataset.split_ids(policy.candidate_split), dtype=np.int64)
-        self._candidates = split if policy.ids is None else _inside(policy, split)
+        self.candidates = split if policy.ids is None else _inside(policy, split)
+        """Item ids [N] that pools are made of, ascending."""
         codes: dict[str, int] = {}
         self._image_codes = np.asarray([codes.setdefault(item.image_id, len(codes)) for item in dataset.items])
         self._codes = codes
+        self._candidate_codes = self._image_codes[self.candidates]
+        self._rows = np.arange(len(self.candidates))
+        self._order = RandomOrder(self.candidates)
         self._columns = slice(None)
         self._directions: Vector | None = None
         if policy.sampler in _BLOCKS:
@@ -140,7 +145,7 @@ class Pools:
         name = _BLOCKS[sampler]
         if name is not None:
             self._columns = require_block(embeddings.manifest.blocks, name)
-        ids = embeddings.require(self._candidates)
+        ids = embeddings.require(self.candidates)
         self._directions = _unit(embeddings.candidate[ids, self._columns])
 
     def pool(self, query_id: int) -> Ids:
@@ -150,14 +155,12 @@ class Pools:
         has no vector, and the sampler needs one).
         """
         self.dataset.item(query_id)
-        keep = self._candidates != query_id
-        if "same_image" in self.policy.exclude:
-            keep &= self._image_codes[self._candidates] != self._image_codes[query_id]
+        image = int(self._image_codes[query_id]) if "same_image" in self.policy.exclude else None
         vector = None
         if self._directions is not None and self.embeddings is not None:
             vector = self.embeddings.query[self.embeddings.require([query_id])[0]]
         seed = derive_seed("item", self.policy.seed, int(query_id))
-        return self._draw(keep, vector, seed, query=f"query {query_id}")
+        return self._draw(partial(self._left_out, query_id, image), vector, seed, query=f"query {query_id}")
 
     def pool_of_unseen(self, *, image: bytes, question: str, vector: Vector | None = None, image_id: str | None = None) -> Ids:
         """Pool of a query that is not in the dataset, seeded by its image's bytes and its question.
@@ -165,18 +168,27 @@ class Pools:
         vector [d]: its embedding, needed by the samplers by similarity. image_id: the dataset's own id of the image,
         where it is known to be one of its images.
         """
-        keep = np.ones(len(self._candidates), dtype=np.bool_)
-        if "same_image" in self.policy.exclude and image_id in self._codes:
-            keep &= self._image_codes[self._candidates] != self._codes[image_id]
+        code = self._codes.get(image_id) if "same_image" in self.policy.exclude and image_id is not None else None
         if self._directions is not None and vector is None:
             raise InvalidEmbeddings(
                 path="query", reason=f"sampler {self.policy.sampler!r} needs the query's vector, and none was given"
             )
-        return self._draw(keep, vector, derive_seed(self.policy.seed, image, question), query="the query")
+        seed = derive_seed(self.policy.seed, image, question)
+        return self._draw(partial(self._left_out, None, code), vector, seed, query="the query")
 
-    def _draw(self, keep: npt.NDArray[np.bool_], vector: Vector | None, seed: int, *, query: str) -> Ids:
+    def _left_out(self, query_id: int | None, image: int | None, rows: Ids) -> npt.NDArray[np.bool_]:
+        """Which of the candidates at `rows` [m] are the query itself or show its image, by the image's code."""
+        found = np.zeros(len(rows), dtype=np.bool_) if query_id is None else self.candidates[rows] == query_id
+        return found if image is None else found | (self._candidate_codes[rows] == image)
+
+    def _draw(self, left_out: LeftOut, vector: Vector | None, seed: int, *, query: str) -> Ids:
         policy = self.policy
-        eligible = self._candidates[keep]
+        if policy.sampler == "random":
+            drawn = self._order.first(policy.k, seed, left_out)
+            if len(drawn) == policy.k:
+                return drawn
+        keep = ~left_out(self._rows)
+        eligible = self.candidates[keep]
         if policy.sampler in ("all", "from_pointers"):
             if not len(eligible):
                 raise InvalidConfig(field="pool", reason=f"no candidate is left for {query} after exclusions")
@@ -187,8 +199,6 @@ class Pools:
                 reason=f"{policy.k}, but {query} has {len(eligible)} candidates in split {policy.candidate_split!r} after "
                 f"exclusions; ask for at most that many",
             )
-        if policy.sampler == "random":
-            return random_first(eligible, policy.k, seed)
         assert vector is not None
         nearest_count = policy.k if policy.sampler != "mixed" else (policy.k + 1) // 2
         nearest = eligible[self._nearest(keep, vector, nearest_count)]

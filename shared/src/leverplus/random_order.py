@@ -8,9 +8,14 @@ was trained on. So ids are ordered by a keyed hash of their own: the finaliser o
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
+
+LeftOut = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
+"""Indices [m] of ids -> which of them do not count."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -29,16 +34,50 @@ def derive_seed(*parts: int | str | bytes) -> int:
 
 def random_keys(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
     """One key an id; sorting by it is a random order of the ids. ids [n] non-negative → keys [n]."""
-    z = (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN + np.uint64(seed % 2**64)
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
-    z = (z ^ (z >> np.uint64(27))) * _MIX_2
-    return z ^ (z >> np.uint64(31))
+    return _mixed(_spread(ids), seed)
 
 
 def random_first(ids: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
     """The first `count` of `ids` in a random order: drawn without replacement, whatever order they came in."""
-    keys = random_keys(ids, seed)
-    if count < len(ids):
-        chosen = np.argpartition(keys, count)[:count] if count else np.empty(0, dtype=np.int64)
-        ids, keys = ids[chosen], keys[chosen]
-    return ids[np.argsort(keys)]
+    return RandomOrder(ids).first(count, seed)
+
+
+class RandomOrder:
+    """Random orders of the same ids [n] under one seed after the other; the part that no seed changes is made once."""
+
+    def __init__(self, ids: npt.NDArray[np.int64]) -> None:
+        self._ids = ids
+        self._spread = _spread(ids)
+
+    def first(self, count: int, seed: int, left_out: LeftOut | None = None) -> npt.NDArray[np.int64]:
+        """The first `count` of those that are not left out, fewer where there are not so many."""
+        if not count:
+            return self._ids[:0]
+        keys = _mixed(self._spread, seed)
+        # Of n keys spread over [0, 2^64) the first ones lie below this: far fewer are left to be looked at and sorted.
+        likely = (count + 10 * math.sqrt(count) + 10) / max(1, len(keys))
+        rows = np.flatnonzero(keys < np.uint64(likely * 2**64)) if likely < 1 else np.arange(len(keys))
+        if left_out is not None:
+            rows = rows[~left_out(rows)]
+        if len(rows) < count and likely < 1:
+            rows = np.arange(len(keys))
+            if left_out is not None:
+                rows = rows[~left_out(rows)]
+        return self._ids[rows[np.argsort(keys[rows])[:count]]]
+
+
+def _spread(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    return (ids.astype(np.uint64) + np.uint64(1)) * _GOLDEN
+
+
+def _mixed(spread: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    z = spread + np.uint64(seed % 2**64)
+    shifted = z >> np.uint64(30)
+    z ^= shifted
+    z *= _MIX_1
+    np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= shifted
+    z *= _MIX_2
+    np.right_shift(z, np.uint64(31), out=shifted)
+    z ^= shifted
+    return z

@@ -16,7 +16,7 @@ from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, LeverPlusError
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import MAX_SHOTS, ItemId
-from leverplus.policies import V3Policy
+from leverplus.policies import selector_policy
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector
 from leverplus.random_order import derive_seed, random_first
 
@@ -137,7 +137,7 @@ def _measured(root: DataRoot, tensors: Tensors, info: CheckpointInfo) -> Selecto
     pools = Pools(dataset, embeddings, PoolPolicy.from_json(info.pool_policy))
     found = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
     info.fingerprint.require_same(found, subject="what lies here", parts=("dataset", "pool"))
-    policy, shots = V3Policy(tensors, info.selector_config), shots_of(info)
+    policy, shots = selector_policy(tensors, info.selector_config), shots_of(info)
 
     def choose(query: Vector, pool: Ids) -> list[int]:
         ids = embeddings.require(pool)

@@ -42,7 +42,15 @@ def create_app(settings: TrainerSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         nonlocal reconciler
-        reconciler = asyncio.create_task(reconcile_forever(state.jobs, state.broker, every_s=settings.reconcile_every_s))
+        reconciler = asyncio.create_task(
+            reconcile_forever(
+                state.jobs,
+                state.broker,
+                state.data_root,
+                every_s=settings.reconcile_every_s,
+                retention_days=settings.retention_days,
+            )
+        )
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -36,6 +36,15 @@ class QueryExample:
     """[C, S], −1 pads a shorter pointer."""
     rewards: NDArray[np.float32]
     """[C], raw."""
+    by_beam: NDArray[np.bool_] | None = None
+    """[C], whether a beam search found the candidate; None: none was."""
+
+    def beams(self) -> QueryExample | None:
+        """The query with those of its candidates alone that are beams; None if none is."""
+        if self.by_beam is None or not self.by_beam.any():
+            return None
+        kept = self.by_beam
+        return replace(self, positions=self.positions[kept], rewards=self.rewards[kept], by_beam=kept[kept])
 
 
 @dataclass
@@ -175,6 +184,7 @@ def _build_example(
         pool=np.array(pool, dtype=np.int64),
         positions=_positions([candidate.pointer for candidate in used], pool, query_id),
         rewards=np.array(rewards, dtype=np.float32),
+        by_beam=np.array([candidate.gen_method == "beam" for candidate in used]),
     )
 
 

@@ -62,9 +62,11 @@ def answer_pointers(
     return [tuple(sharing[rank] for rank in reversed(ranks)) for ranks in telling[:count]]
 
 
-def random_pointers(pool_size: int, shots: int, count: int, *, seed: int, query_id: int) -> list[Positions]:
-    """`count` independent draws, each uniform over the ordered pointers of that length."""
-    return [random_positions(pool_size, shots, seed=seed, query=f"{query_id}, draw {draw}") for draw in range(count)]
+def random_pointers(
+    pool_size: int, shots: int, count: int, *, seed: int, query_id: int, purpose: str = "draw"
+) -> list[Positions]:
+    """`count` independent draws, each uniform over the ordered pointers of that length; others for another purpose."""
+    return [random_positions(pool_size, shots, seed=seed, query=f"{query_id}, {purpose} {draw}") for draw in range(count)]
 
 
 def uniform_logprob(pool_size: int, shots: int) -> float:
@@ -77,6 +79,24 @@ def mixture_weights(temps: Sequence[float], num_samples_per_temp: int, num_rando
     counts = {f"sample@{temperature:g}": num_samples_per_temp for temperature in temps} | {"random": num_random}
     total = sum(counts.values())
     return {name: count / total for name, count in counts.items() if count}
+
+
+def logging_weights(epsilon: float, temperatures: Sequence[float]) -> dict[str, float]:
+    """The same for independent draws: "random" with probability epsilon, else one of the temperatures, all alike."""
+    share = (1 - epsilon) / len(temperatures)
+    weights = {f"sample@{temperature:g}": share for temperature in temperatures} | {"random": epsilon}
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def part_at(weights: Mapping[str, float], level: float) -> str:
+    """The part of a mixture that a level in [0, 1) falls to: each as often as its weight."""
+    *parts, last = weights
+    below = 0.0
+    for name in parts:
+        below += weights[name]
+        if level < below:
+            return name
+    return last
 
 
 def mixture_propensity(weights: Mapping[str, float], logprobs: Mapping[str, float]) -> float:

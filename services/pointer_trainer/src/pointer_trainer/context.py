@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled
 from leverplus.files import Fence
+from leverplus.store import Job
 
 
 def unfenced() -> None:
     """The fence of a run that no other can take over: one outside of the job store."""
+
+
+class Children(Protocol):
+    """The jobs that belong to a job. Any worker may run them, this one among others."""
+
+    def list(self) -> Sequence[Job]:
+        """All of them as they stand, by number."""
+        ...
+
+    def cancel(self) -> None:
+        """Asks for the end of all that have not ended."""
+        ...
+
+    def run(self, job_id: str, watch: Callable[[], None]) -> bool:
+        """Claims the job and does it here, as any worker would; False at once where it is not to be had.
+
+        Whatever becomes of it stands in its row. `watch` is called now and then while it makes progress.
+        """
+        ...
 
 
 Progress = Callable[[str, int, int, Mapping[str, Any]], None]
@@ -42,6 +62,10 @@ class JobContext:
     fence: Fence = unfenced
     mlflow_uri: str | None = None
     """Where training's metrics also go."""
+    parent: Job | None = None
+    """The job that this one belongs to."""
+    children: Children | None = None
+    """None for a run outside of the job store."""
 
     @property
     def suffix(self) -> str:

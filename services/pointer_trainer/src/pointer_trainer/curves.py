@@ -1,4 +1,4 @@
-"""The training curve as a PNG."""
+"""A run's training curve and a sweep's children, each as a PNG."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from leverplus.files import Fence, atomic_file
 
 _TRAIN = {
+    "supervised": "train (best beam, per demonstration)",
     "rce": "train (weighted, with temperature)",
     "expected_reward": "train (minus expected reward, plus KL)",
     "grpo": "train (clipped policy loss, plus KL)",
@@ -46,6 +47,32 @@ def plot_training_curve(epochs: Sequence[Mapping[str, Any]], best_epoch: int, pa
         axes.set_xlabel("epoch (0: before training)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(visible=True, alpha=0.3)
+        axes.legend(fontsize=8)
+    with atomic_file(path, fence=fence) as stream:
+        figure.savefig(stream, format="png")
+
+
+def plot_sweep(report: Mapping[str, Any], path: Path, *, fence: Fence | None = None) -> None:
+    """Each child's held-out value by which the table is sorted, in its order, coloured by the value of the first axis.
+
+    `report` as `sweep_report.report` makes it; children without a value are left out.
+    """
+    rows = [row for row in report["rows"] if row[report["sorted_by"]] is not None]
+    figure = Figure(figsize=(10, 1.5 + 0.25 * len(rows)), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    by_first: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        by_first.setdefault(str(row["values"][report["names"][0]]), []).append(place)
+    for value, places in by_first.items():
+        found = [rows[place][report["sorted_by"]] for place in places]
+        axes.plot(found, places, linestyle="none", marker="o", label=f"{report['names'][0]} = {value}")
+    labels = [", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in row["values"].items()) for row in rows]
+    axes.set_yticks(range(len(rows)), labels=labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(report["sorted_by"].replace("_", " "))
+    axes.grid(visible=True, alpha=0.3)
+    if 1 < len(by_first) <= 12:
         axes.legend(fontsize=8)
     with atomic_file(path, fence=fence) as stream:
         figure.savefig(stream, format="png")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from leverplus.errors import Cancelled, TrainingDiverged
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import NAMES, measure_held_out
 from pointer_trainer.objectives import COUNTS, LAST, MEANS, Objective, summarise
@@ -30,7 +30,7 @@ _Part = TypeVar("_Part")
 def run_phase(
     phase: Phase,
     config: TrainConfig,
-    model: PointerSelectorV3,
+    model: Selector,
     examples: ExampleTable,
     held_out: ExampleTable,
     progress: Progress,

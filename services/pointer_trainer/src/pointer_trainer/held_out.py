@@ -6,15 +6,19 @@ from collections.abc import Iterable
 
 import torch
 
-from leverplus.selector import PointerSelectorV3
+from leverplus.rewards import RewardConfig
+from leverplus.selector import Selector
 from pointer_trainer import losses
 from pointer_trainer.batches import RlBatch
+
+ACCURACY = RewardConfig(mode="soft_only")
+"""The reward that is a candidate's VQA accuracy, `vqa_acc_score`, whatever is trained on."""
 
 NAMES = ("held_out_rce", "held_out_expected_reward", "held_out_greedy_reward", "held_out_uniform_reward", "held_out_best_reward")
 
 
 @torch.no_grad()
-def measure_held_out(model: PointerSelectorV3, batches: Iterable[RlBatch]) -> dict[str, float]:
+def measure_held_out(model: Selector, batches: Iterable[RlBatch]) -> dict[str, float]:
     """Means over all groups (query, shots) of `batches`, in eval mode; the model's own mode is put back.
 
     RCE on raw rewards at τ = 1; the expected reward under softmax of log π over the scored candidates; the reward of the
@@ -41,3 +45,28 @@ def measure_held_out(model: PointerSelectorV3, batches: Iterable[RlBatch]) -> di
         total += count
     model.train(was_training)
     return {name: value / total for name, value in sums.items()}
+
+
+@torch.no_grad()
+def measure_accuracy(model: Selector, batches: Iterable[RlBatch]) -> dict[str, float | None]:
+    """Means over all groups of `batches`, whose rewards are by ACCURACY: expected under the selector, and one drawn at random.
+
+    In the same unit whatever the selector was trained on: over every held-out candidate whose accuracy is known, also one
+    whose reward is not. None without such a candidate.
+    """
+    was_training = model.training
+    model.eval()
+    expected = uniform = 0.0
+    total = 0
+    for batch in batches:
+        rows, mask, _ = batch.groups()
+        logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
+        accuracies = batch.rewards_raw[rows]
+        expected += losses.expected_reward(logp, accuracies, mask).sum().item()
+        uniform += losses.expected_reward(torch.zeros_like(logp), accuracies, mask).sum().item()
+        total += len(rows)
+    model.train(was_training)
+    return {
+        "held_out_expected_accuracy": expected / total if total else None,
+        "held_out_uniform_accuracy": uniform / total if total else None,
+    }

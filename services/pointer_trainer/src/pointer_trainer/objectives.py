@@ -9,7 +9,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from pointer_trainer import losses
 from pointer_trainer.batches import Groups, RlBatch
 from pointer_trainer.losses import LossOutputs
@@ -33,14 +33,14 @@ class Objective:
     dropout.
     """
 
-    def __init__(self, config: TrainConfig, phase: Phase, model: PointerSelectorV3, total_steps: int) -> None:
+    def __init__(self, config: TrainConfig, phase: Phase, model: Selector, total_steps: int) -> None:
         self.config = config
         self.phase = phase
         self.total_steps = total_steps
         self.kl_beta = config.kl_beta
         self.reference = deepcopy(model).eval() if phase.with_reference else None
 
-    def loss(self, model: PointerSelectorV3, batch: RlBatch, step: int) -> LossOutputs:
+    def loss(self, model: Selector, batch: RlBatch, step: int) -> LossOutputs:
         """The loss of optimiser step `step`, counted from 0 in the phase; metrics as MEANS and COUNTS name them."""
         groups = batch.groups()
         rewards = batch.rewards_raw[groups.rows]
@@ -49,7 +49,10 @@ class Objective:
         with torch.no_grad():
             entropy = losses.pool_entropy(logits, batch.pointers)[groups.rows]
         coefficients = self._coefficients(groups, rewards, dropped)
-        if self.phase.name == "rce":
+        if self.phase.name == "supervised":
+            logp = losses.smoothed_log_prob(logits, batch.pointers, self.config.label_smoothing)[groups.rows]
+            outputs = losses.top1_loss(logp, rewards, groups.mask, groups.shots, coefficients)
+        elif self.phase.name == "rce":
             outputs = self._rce(logits, batch, groups, rewards, coefficients, step)
         elif self.phase.name == "expected_reward":
             outputs = self._expected_reward(logits, batch, groups, rewards, coefficients)
@@ -128,5 +131,5 @@ def summarise(steps: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {**found, "grad_norm": max(step["grad_norm"] for step in steps)}
 
 
-def _logits(model: PointerSelectorV3, batch: RlBatch) -> Tensor:
+def _logits(model: Selector, batch: RlBatch) -> Tensor:
     return model.forced_logits(model.encode(batch.query_emb, batch.cand_emb, batch.pool_mask), batch.pointers)

@@ -1,4 +1,5 @@
-"""The phases of a run: imitation (or the expected reward) first, GRPO from its best epoch where that is asked for.
+"""The phases of a run: imitation of beams where that is asked for, RCE (or the expected reward), GRPO where that is asked for.
+Each begins with the best epoch of the one before.
 
 A phase is plain values. With the weights it begins with, the weights and optimizer state after an epoch, and the KL's weight, it
 can be taken up again at that epoch: all else follows from config and seed.
@@ -7,7 +8,7 @@ can be taken up again at that epoch: all else follows from config and seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Literal
 
@@ -15,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from leverplus.selector import PointerSelectorV3
+from leverplus.selector import Selector
 from pointer_trainer.batches import QueryExample
 from pointer_trainer.train_config import Trainable, TrainConfig
 
-PhaseName = Literal["rce", "expected_reward", "grpo"]
+PhaseName = Literal["supervised", "rce", "expected_reward", "grpo"]
+
+SUFFIXES = ("", "-supervised", "-grpo")
+"""What a phase may add to the id of a run's checkpoint."""
 
 GRPO_NOTICE = (
     "GRPO is experimental. What guards it: it starts from the best epoch of the phase before, as its own checkpoint; %s; "
@@ -33,7 +37,8 @@ class Phase:
     """`index`: its place in the run, part of the seed of its data order. `dropout`: whether it trains with it.
 
     `with_reference`: the loss compares with the policy that the phase began with. `stops_when_worse`: ends after an epoch
-    whose held-out expected reward is below that of the epoch before. `suffix` is added to the ids of checkpoint and curve.
+    whose held-out expected reward is below that of the epoch before. `suffix`, one of SUFFIXES, is added to the ids of
+    checkpoint and curve: one phase of a run has none, and its checkpoint bears the run's own id.
     """
 
     name: PhaseName
@@ -47,8 +52,14 @@ class Phase:
     curriculum: Literal["none", "spread"]
     suffix: str
 
+    def material(self, examples: Sequence[QueryExample]) -> Sequence[QueryExample]:
+        """What the phase can train on: all of it, or the beams among the candidates of the queries that have any."""
+        if self.name != "supervised":
+            return examples
+        return [beams for example in examples if (beams := example.beams()) is not None]
+
     def rows(self, examples: Sequence[QueryExample], epoch: int) -> NDArray[np.int64]:
-        """Indices of those that epoch 1 to `epochs` trains on, in their order."""
+        """Indices of those of its material that epoch 1 to `epochs` trains on, in their order."""
         if self.curriculum == "none":
             return np.arange(len(examples))
         clearest = np.argsort([-largest_spread(example) for example in examples], kind="stable")
@@ -63,6 +74,7 @@ class Phase:
 
 
 def planned_phases(config: TrainConfig) -> list[Phase]:
+    """In the order in which they run."""
     first = Phase(
         name=config.objective,
         index=0,
@@ -75,11 +87,17 @@ def planned_phases(config: TrainConfig) -> list[Phase]:
         curriculum="none",
         suffix="",
     )
-    if config.grpo_epochs <= 0:
-        return [first]
+    supervised = replace(
+        first,
+        name="supervised",
+        epochs=config.supervised_epochs,
+        lr=config.supervised_lr,
+        with_reference=False,
+        suffix="-supervised" if config.rce_epochs > 0 else "",
+    )
     grpo = Phase(
         name="grpo",
-        index=1,
+        index=0,
         epochs=config.grpo_epochs,
         lr=config.grpo_lr,
         # Old and new log-probabilities must come from the same network: with dropout their ratio would be noise.
@@ -90,7 +108,8 @@ def planned_phases(config: TrainConfig) -> list[Phase]:
         curriculum=config.grpo_curriculum,
         suffix="-grpo",
     )
-    return [first, grpo]
+    run = [phase for phase in (supervised, first, grpo) if phase.epochs > 0]
+    return [replace(phase, index=index) for index, phase in enumerate(run)]
 
 
 def grpo_guards(config: TrainConfig) -> str:
@@ -108,15 +127,15 @@ def grpo_guards(config: TrainConfig) -> str:
     )
 
 
-def train_only(model: PointerSelectorV3, which: Trainable) -> list[nn.Parameter]:
+def train_only(model: Selector, which: Trainable) -> list[nn.Parameter]:
     """Freezes the rest of `model`; the parameters that are left, in its order.
 
     head: query_proj, cand_proj and the update gate. attention: cross-attention and its norms, which is what the reference's code
-    left trainable when it froze.
+    left trainable when it froze; or the layers of a decoder.
     """
     prefixes = {
         "head": ("query_proj.", "cand_proj.", "query_update_gate."),
-        "attention": ("cross_attn_layers.", "attn_norms."),
+        "attention": ("cross_attn_layers.", "attn_norms.", "decoder_layers."),
         "all": ("",),
     }[which]
     for name, parameter in model.named_parameters():

@@ -19,15 +19,17 @@ from leverplus.policies import similar_positions
 from leverplus.pools import Pools
 from leverplus.random_order import derive_seed
 from leverplus.rl_data import Candidate
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import Selector, SelectorConfig, new_selector
 from leverplus.selector.config import CHOSEN_LOGIT
 from pointer_trainer.candidates import (
     Positions,
     answer_pointers,
     answer_words,
     in_order,
+    logging_weights,
     mixture_propensity,
     mixture_weights,
+    part_at,
     random_pointers,
     retrieval_windows,
     to_items,
@@ -48,11 +50,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class _Draw:
-    """One draw of the mixture: which part made it, at which temperature."""
+    """A drawn pointer: which part of a mixture made it, at which temperature; `is_logged` where its propensity is stated."""
 
     positions: Positions
     gen_method: str
     temperature: float | None
+    is_logged: bool
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,24 @@ class _Batch:
     pool_mask: Tensor
 
 
-def initialised_selector(d_model: int, seed: int) -> tuple[PointerSelectorV3, dict[str, Any]]:
+def initialised_selector(d_model: int, seed: int) -> tuple[Selector, dict[str, Any]]:
     """A selector before any training, the same for the same seed, and what `_meta` says of it."""
     config = SelectorConfig(d_model=d_model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        selector = PointerSelectorV3(config).eval()
+        selector = new_selector(config).eval()
     return selector, {"source": "initialised", "seed": seed, "config": config.to_json()}
 
 
+def logging_mixture(request: GenerateRequest) -> dict[str, float]:
+    """Weights of the mixture that propensities are of: "random" and "sample@T"; empty where nothing is drawn."""
+    if request.logging is None:
+        return mixture_weights(request.temps, request.num_samples_per_temp, request.num_random)
+    return logging_weights(request.logging.epsilon or 1.0, request.logging.temperatures)
+
+
 def propose(
-    selector: PointerSelectorV3,
+    selector: Selector,
     embeddings: Embeddings,
     pools: Pools,
     query_ids: Sequence[ItemId],
@@ -122,7 +132,7 @@ def _batch(embeddings: Embeddings, query_ids: Sequence[ItemId], pools: Sequence[
 
 
 def _found(
-    selector: PointerSelectorV3, embeddings: Embeddings, batch: _Batch, shots: int, request: GenerateRequest
+    selector: Selector, embeddings: Embeddings, batch: _Batch, shots: int, request: GenerateRequest
 ) -> list[list[Candidate]]:
     """Candidates of one length for each query of the batch, repeats included."""
     smallest = min(len(pool) for pool in batch.pools)
@@ -130,8 +140,11 @@ def _found(
         raise InvalidConfig(field="shots", reason=f"{shots}, but a pool has {smallest} items; enlarge pool.k or ask for fewer")
     found = _beams(selector, batch, shots, request.num_beams)
     drawn = _draws(selector, batch, shots, request)
-    logprobs = _tempered_logprobs(selector, batch, drawn, (1.0, *request.temps))
-    weights = mixture_weights(request.temps, request.num_samples_per_temp, request.num_random)
+    for row, logged in zip(drawn, _logging_draws(selector, batch, shots, request), strict=True):
+        row.extend(logged)
+    temps = request.temps if request.logging is None else request.logging.temperatures
+    logprobs = _tempered_logprobs(selector, batch, drawn, (1.0, *temps))
+    weights = logging_mixture(request)
     for row, pool in enumerate(batch.pools):
         vectors = embeddings.candidate[pool]
         ranks = min(len(pool), shots + request.num_retrieval - 1) if request.num_retrieval else 0
@@ -140,7 +153,7 @@ def _found(
             found[row].append(Candidate(to_items(pool, window), "retrieval"))
         propensities: dict[Positions, float] = {}
         for index, draw in enumerate(drawn[row]):
-            parts = {f"sample@{t:g}": logprobs[row, index, 1 + place] for place, t in enumerate(request.temps)}
+            parts = {f"sample@{t:g}": logprobs[row, index, 1 + place] for place, t in enumerate(temps)}
             parts["random"] = uniform_logprob(len(pool), shots)
             # A pointer drawn twice has one probability, to the last bit.
             propensity = propensities.setdefault(draw.positions, mixture_propensity(weights, parts))
@@ -150,7 +163,7 @@ def _found(
                     draw.gen_method,
                     logprob_score=float(logprobs[row, index, 0]) if draw.gen_method == "sample" else None,
                     temperature=draw.temperature,
-                    propensity=propensity if propensity > 0 else None,
+                    propensity=propensity if draw.is_logged and propensity > 0 else None,
                 )
             )
     return found
@@ -169,7 +182,7 @@ def _by_answer(embeddings: Embeddings, dataset: Dataset, batch: _Batch, shots: i
     return found
 
 
-def _beams(selector: PointerSelectorV3, batch: _Batch, shots: int, num_beams: int) -> list[list[Candidate]]:
+def _beams(selector: Selector, batch: _Batch, shots: int, num_beams: int) -> list[list[Candidate]]:
     if not num_beams:
         return [[] for _ in batch.pools]
     beams = selector.select_beams(batch.query, batch.candidates, shots, num_beams, batch.pool_mask)
@@ -184,31 +197,67 @@ def _beams(selector: PointerSelectorV3, batch: _Batch, shots: int, num_beams: in
     ]
 
 
-def _draws(selector: PointerSelectorV3, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
+def _draws(selector: Selector, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
     """The same number of draws for every query: the samples of each temperature, then the random ones."""
     draws: list[list[_Draw]] = [[] for _ in batch.pools]
+    is_logged = request.logging is None
     for temperature in request.temps if request.num_samples_per_temp else ():
-        seed = derive_seed("samples", request.seed, shots, f"{temperature:g}", int(batch.query_ids[0]))
-        samples = selector.sample(
-            batch.query,
-            batch.candidates,
-            shots,
-            count=request.num_samples_per_temp,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(seed % 2**63),
-            pool_mask=batch.pool_mask,
-        )
-        for row, pointers in zip(draws, samples.positions.tolist(), strict=True):
-            row.extend(_Draw(tuple(pointer), "sample", temperature) for pointer in pointers)
+        samples = _sample(selector, batch, shots, request.num_samples_per_temp, temperature, request.seed, "samples")
+        for row, pointers in zip(draws, samples, strict=True):
+            row.extend(_Draw(pointer, "sample", temperature, is_logged) for pointer in pointers)
     for row, query_id, pool in zip(draws, batch.query_ids, batch.pools, strict=True):
         drawn = random_pointers(len(pool), shots, request.num_random, seed=request.seed, query_id=query_id)
-        row.extend(_Draw(pointer, "random", None) for pointer in drawn)
+        row.extend(_Draw(pointer, "random", None, is_logged) for pointer in drawn)
     return draws
+
+
+def _logging_draws(selector: Selector, batch: _Batch, shots: int, request: GenerateRequest) -> list[list[_Draw]]:
+    """`request.logging.draws` independent draws of its mixture for every query; none where it is null."""
+    if request.logging is None:
+        return [[] for _ in batch.pools]
+    weights, count = logging_mixture(request), request.logging.draws
+    temperatures = {f"sample@{temperature:g}": temperature for temperature in request.logging.temperatures}
+    # As many of each part as there are draws: which of them is taken must not depend on what it is.
+    samples = {
+        name: _sample(selector, batch, shots, count, temperature, request.seed, "logging")
+        for name, temperature in temperatures.items()
+        if name in weights
+    }
+    draws: list[list[_Draw]] = []
+    for row, (query_id, pool) in enumerate(zip(batch.query_ids, batch.pools, strict=True)):
+        uniform = random_pointers(len(pool), shots, count, seed=request.seed, query_id=query_id, purpose="logging")
+        taken: list[_Draw] = []
+        for draw in range(count):
+            level = derive_seed("logging part", request.seed, shots, int(query_id), draw) / 2**64
+            part = part_at(weights, level)
+            if part == "random":
+                taken.append(_Draw(uniform[draw], "random", None, is_logged=True))
+            else:
+                taken.append(_Draw(samples[part][row][draw], "sample", temperatures[part], is_logged=True))
+        draws.append(taken)
+    return draws
+
+
+def _sample(
+    selector: Selector, batch: _Batch, shots: int, count: int, temperature: float, seed: int, purpose: str
+) -> list[list[Positions]]:
+    """`count` independent pointers of each query at one temperature, others for another purpose."""
+    own_seed = derive_seed(purpose, seed, shots, f"{temperature:g}", int(batch.query_ids[0]))
+    samples = selector.sample(
+        batch.query,
+        batch.candidates,
+        shots,
+        count=count,
+        temperature=temperature,
+        generator=torch.Generator().manual_seed(own_seed % 2**63),
+        pool_mask=batch.pool_mask,
+    )
+    return [[tuple(pointer) for pointer in row] for row in samples.positions.tolist()]
 
 
 @torch.no_grad()
 def _tempered_logprobs(
-    selector: PointerSelectorV3, batch: _Batch, drawn: Sequence[Sequence[_Draw]], temps: Sequence[float]
+    selector: Selector, batch: _Batch, drawn: Sequence[Sequence[_Draw]], temps: Sequence[float]
 ) -> NDArray[np.float64]:
     """[B, D, T] log-probability of each drawn pointer under softmax(logits / temperature), for each temperature."""
     if not drawn[0]:

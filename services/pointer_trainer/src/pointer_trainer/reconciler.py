@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
+from leverplus.data_root import DataRoot
 from leverplus.errors import LeverPlusError
 from leverplus.store import JobStore
 from pointer_trainer.broker import Broker
+from pointer_trainer.housekeeping import HOUSEKEEPING_EVERY_S, keep_house
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +40,12 @@ def reconcile(jobs: JobStore, broker: Broker) -> int:
     return len(missing)
 
 
-async def reconcile_forever(jobs: JobStore, broker: Broker, *, every_s: float) -> None:
-    """Reconciles until it is cancelled; an outage of broker or database is logged once and outlived."""
+async def reconcile_forever(
+    jobs: JobStore, broker: Broker, root: DataRoot, *, every_s: float, retention_days: float | None = None
+) -> None:
+    """Reconciles until it is cancelled, and keeps house now and then; an outage of broker or database is logged and outlived."""
     is_away = False
+    next_round = time.monotonic()
     while True:
         try:
             await to_thread.run_sync(reconcile, jobs, broker)
@@ -49,4 +55,10 @@ async def reconcile_forever(jobs: JobStore, broker: Broker, *, every_s: float) -
             is_away = True
         else:
             is_away = False
+        if time.monotonic() >= next_round:
+            next_round = time.monotonic() + HOUSEKEEPING_EVERY_S
+            try:
+                await to_thread.run_sync(partial(keep_house, root, jobs, retention_days=retention_days))
+            except (LeverPlusError, SQLAlchemyError, OSError) as exc:
+                logger.warning("what is no longer needed stays until the next round: %s", exc)
         await asyncio.sleep(every_s)

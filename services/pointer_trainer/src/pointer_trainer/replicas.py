@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -10,9 +11,13 @@ from types import TracebackType
 from typing import Self
 
 from leverplus.client import ScorerClient
-from leverplus.errors import LeverPlusError, QueueFull, Unavailable
-from leverplus.scoring import ScoreRequest, ScoreResponse
+from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
+from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 
+logger = logging.getLogger(__name__)
+
+PASSING = (Unavailable, QueueFull, DeadlineExceeded)
+"""What may be over when the same is asked again."""
 _REST_S = 5.0
 """How long one that was away is not asked while another is there."""
 
@@ -26,7 +31,7 @@ class _Replica:
 
 
 class Replicas:
-    """A request goes to the scorer that has the fewest of ours under way; from one that is away or full on to the next.
+    """A request goes to the scorer that has the fewest of ours under way; from one that is away, full or failing on to the next.
 
     Safe for several threads. InvalidConfig where one of `urls` is no URL of a service.
     """
@@ -48,21 +53,49 @@ class Replicas:
             replica.client.close()
 
     def score(self, request: ScoreRequest) -> ScoreResponse:
-        """Raises what a scorer answers; Unavailable or QueueFull where no other one had an answer either."""
+        """Raises what a scorer answers that is no fault of its own; where all have faults, one that may pass if there is such."""
         asked: list[_Replica] = []
-        failure: LeverPlusError | None = None
-        while (replica := self._take(asked, resting_too=not isinstance(failure, QueueFull))) is not None:
+        failures: list[LeverPlusError] = []
+        while (replica := self._take(asked, resting_too=not any(isinstance(each, QueueFull) for each in failures))) is not None:
             try:
                 return replica.client.score(request)
-            except Unavailable as exc:
-                replica.rests_until = time.monotonic() + self._rest_s
-                failure = exc
             except QueueFull as exc:
-                failure = exc
+                failures.append(exc)
+            except LeverPlusError as exc:
+                if exc.status < 500:
+                    raise
+                # Away, too slow, or broken: a batch that fails on one device may do on another.
+                replica.rests_until = time.monotonic() + self._rest_s
+                failures.append(exc)
             finally:
                 with self._lock:
                     replica.under_way -= 1
             asked.append(replica)
+        raise next((each for each in failures if isinstance(each, PASSING)), failures[-1])
+
+    def rates(self) -> list[float | None]:
+        """Pointers a second of each scorer that answers, as measured since it started; None where it has measured nothing."""
+        rates: list[float | None] = []
+        for replica in self._replicas:
+            try:
+                rates.append(replica.client.stats()["pointers_per_engine_s"])
+            except LeverPlusError as exc:
+                logger.warning("the rate of %s is not known: %s", replica.client.base_url, exc)
+        return rates
+
+    def plan(self, request: ScoreRequest) -> ScorePlanResponse:
+        """What the request would take; by the first scorer that answers, for all of them share their scores.
+
+        Raises what it answers, or the last one's error.
+        """
+        failure: LeverPlusError | None = None
+        for replica in self._replicas:
+            try:
+                return replica.client.score_plan(request)
+            except LeverPlusError as exc:
+                if exc.status < 500:
+                    raise
+                failure = exc
         assert failure is not None, "there is at least one replica"
         raise failure
 

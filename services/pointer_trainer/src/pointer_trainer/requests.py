@@ -12,6 +12,7 @@ from leverplus.pools import PoolPolicy
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Temperature = Annotated[float, Field(ge=0.01, le=100)]
 Sampler = Literal["random", "similar_image", "similar_text", "similar_joint", "mixed", "all"]
 
 
@@ -40,6 +41,27 @@ class EmbeddingsRequest(_Request):
     overwrite: Annotated[bool, Field(description="embed again what is embedded already")] = False
 
 
+class LoggingMixture(_Request):
+    """Independent draws from one distribution over the ordered pointers of each length, for off-policy estimates.
+
+    A draw is uniform over all of them with probability `epsilon`, else from the checkpoint's selector at one of the temperatures,
+    each alike. Only these draws have a propensity then.
+    """
+
+    draws: Annotated[int, Field(ge=1, le=1024, description="a query and number of shots; equal ones are one row with a count")]
+    epsilon: Annotated[
+        float | None,
+        Field(gt=0, le=1, description="share of uniform draws; null: 0.2 with a checkpoint, 1 without, where nothing else is"),
+    ] = None
+    temperatures: Annotated[list[Temperature], Field(min_length=1, max_length=16)] = [1.0]
+
+    @model_validator(mode="after")
+    def _distinct(self) -> LoggingMixture:
+        if len({f"{temperature:g}" for temperature in self.temperatures}) != len(self.temperatures):
+            raise ValueError(f"temperatures {self.temperatures} names one twice")
+        return self
+
+
 class GenerateRequest(_Request):
     """Candidate pointers for queries of a split, scored by the VLM."""
 
@@ -48,7 +70,7 @@ class GenerateRequest(_Request):
     queries: Annotated[int | None, Field(ge=1, description="so many, drawn with the seed; null: all of the split")] = None
     shots: Annotated[list[Annotated[int, Field(ge=1, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS)] = [2]
     num_beams: Annotated[int, Field(ge=0, le=64)] = 5
-    temps: Annotated[list[Annotated[float, Field(ge=0.01, le=100)]], Field(max_length=16)] = [1.0, 1.3]
+    temps: Annotated[list[Temperature], Field(max_length=16)] = [1.0, 1.3]
     num_samples_per_temp: Annotated[int, Field(ge=0, le=64)] = 2
     num_random: Annotated[int, Field(ge=0, le=64)] = 1
     num_retrieval: Annotated[int, Field(ge=0, le=64)] = 5
@@ -56,6 +78,10 @@ class GenerateRequest(_Request):
         int, Field(ge=0, le=64, description="pointers whose answers together hold the words of the query's own answer")
     ] = 0
     zero_shot: Annotated[bool, Field(description="add the empty pointer, which serves as a baseline")] = True
+    logging: Annotated[
+        LoggingMixture | None,
+        Field(description="null: the samples and random pointers above are the draws that have a propensity, in fixed numbers"),
+    ] = None
     pool: PoolSettings = PoolSettings()
     checkpoint: Annotated[Name | None, Field(description="null: a selector initialised with the seed")] = None
     flavour: Literal["official", "lever_plus"] = "official"
@@ -63,7 +89,12 @@ class GenerateRequest(_Request):
     gt_prob: Annotated[bool, Field(description="fill vqa_gt_prob, for rewards that are made of it")] = False
     info_score: Annotated[bool, Field(description="fill info_score, for reward mode hybrid")] = False
     seed: Seed = 0
-    dry_run: Annotated[bool, Field(description="count the pointers, score none")] = False
+    shard_queries: Annotated[
+        int, Field(ge=1, le=100_000, description="queries in a shard, which one worker takes at a time and makes whole")
+    ] = 500
+    dry_run: Annotated[bool, Field(description="count pointers, images and hours, score none; on a sample of many queries")] = (
+        False
+    )
 
     @model_validator(mode="after")
     def _distinct_and_not_empty(self) -> GenerateRequest:
@@ -75,10 +106,20 @@ class GenerateRequest(_Request):
         sources = (*models, self.num_random, self.num_retrieval, self.num_answer)
         if self.pool.sampler != "all" and self.pool.k < max(self.shots):
             raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
-        if not any(sources):
+        if not any(sources) and self.logging is None:
             names = "num_beams, num_samples_per_temp, num_random, num_retrieval and num_answer"
-            raise ValueError(f"{names} are all 0: nothing to generate")
+            raise ValueError(f"{names} are all 0, and logging is null: nothing to generate")
+        if self.logging is not None and self.logging.epsilon is None:
+            self.logging = self.logging.model_copy(update={"epsilon": 1.0 if self.checkpoint is None else 0.2})
+        if self.logging is not None and self.checkpoint is None and self.logging.epsilon != 1:
+            raise ValueError(f"logging.epsilon is {self.logging.epsilon}, but no checkpoint is named to draw from; leave it out")
         return self
+
+
+class ShardConfig(_Request):
+    """Config of a job that makes one shard of the generation that is its parent."""
+
+    shard: Annotated[int, Field(ge=1)]
 
 
 class TrainRequest(_Request):
@@ -86,8 +127,33 @@ class TrainRequest(_Request):
     config: Annotated[dict[str, Any], Field(description="fields of TrainConfig; what is left out has its default")] = {}
 
 
+class SweepRequest(_Request):
+    """Training runs that differ in the values of `axes`: every combination is a train job of its own."""
+
+    base: Annotated[TrainRequest, Field(description="what all of them have alike, as POST /train takes it")]
+    axes: Annotated[
+        dict[str, Annotated[list[Any], Field(min_length=1)]],
+        Field(
+            min_length=1,
+            max_length=32,
+            description="dotted config name -> its values; names joined by commas vary together, each value a list of as many",
+            examples=[{"reward.hard_weight,reward.soft_weight": [[1, 1], [1, 0.5]], "seed": [0, 1]}],
+        ),
+    ]
+    skip_untrainable: Annotated[
+        bool, Field(description="leave out, and list as skipped, the combinations whose reward the RL data cannot give")
+    ] = False
+
+
+class SweepConfig(SweepRequest):
+    """Config of a sweep job: what was asked for, and what was found in the RL data."""
+
+    skipped: dict[int, str] = {}
+    """Number of a combination that is not trained -> the reason."""
+
+
 class EvaluateRequest(_Request):
-    """Systems on the same queries: zero-shot, random, most-similar, and the v3 selector of each checkpoint."""
+    """Systems on the same queries: zero-shot, random, most-similar, and the selector of each checkpoint (v0, v1, v2 or v3)."""
 
     dataset: Name
     split: str = "test"
@@ -123,6 +189,16 @@ class PromoteRequest(_Request):
     alias: Name = "production"
     by: Annotated[str, Field(min_length=1, max_length=200)]
     reason: Annotated[str, Field(min_length=1, max_length=2000, description="recorded in the deployment")]
+
+
+class PruneRequest(_Request):
+    """Which checkpoints go: those that meet every condition that is stated; one must be."""
+
+    keep_best: Annotated[
+        int | None, Field(ge=1, description="of each dataset the best by held-out expected accuracy stay, so many")
+    ] = None
+    older_than_days: Annotated[float | None, Field(ge=0, description="younger ones stay")] = None
+    dry_run: Annotated[bool, Field(description="say what would go, delete nothing")] = False
 
 
 class RollbackRequest(_Request):

@@ -34,22 +34,25 @@ def save_result(
     phases: Sequence[Phase],
     config: TrainConfig,
     state: TrainingState,
-    info: CheckpointInfo,
+    infos: Mapping[str, CheckpointInfo],
     checkpoint_folder: Path,
     run_folder: Path,
     fence: Fence,
     logger: logging.Logger,
 ) -> TrainResult:
-    """Saves checkpoint and curve of every phase that has a best epoch in `state`; `info` is theirs but for id, metrics, time."""
+    """Saves checkpoint and curve of every phase that has a best epoch in `state`.
+
+    `infos`: phase -> that of its checkpoint, but for id, metrics and time.
+    """
     kept = [phase for phase in phases if phase.name in state.best]
     # The earlier phase where they are equal.
     recommended = max(kept, key=lambda phase: worth(state.best[phase.name], config))
     rows = {phase.name: {**state.best[phase.name], "recommended": phase is recommended} for phase in kept}
-    # The first phase's comes last: where it lies, the run came to its end.
-    for phase in reversed(kept):
+    # The one with the run's own id comes last: where it lies, the run came to its end.
+    for phase in sorted(kept, key=lambda phase: phase.suffix, reverse=True):
         of_phase = [row for row in state.rows if row["phase"] == phase.name]
         plot_training_curve(of_phase, rows[phase.name]["epoch"], _curve_path(run_folder, phase), fence=fence)
-        _save(checkpoint_of(checkpoint_folder, phase), phase, rows[phase.name], state, info, fence)
+        _save(checkpoint_of(checkpoint_folder, phase), phase, rows[phase.name], state, infos, fence)
     checkpoints = {phase.name: checkpoint_of(checkpoint_folder, phase).name for phase in kept}
     if len(kept) > 1:
         name = "held_out_rce" if config.keep_epoch == "loss" else "held_out_expected_reward"
@@ -65,15 +68,24 @@ def save_result(
 
 
 def with_the_best_kept(
-    error: TrainingDiverged, folder: Path, phase: Phase, state: TrainingState, info: CheckpointInfo, fence: Fence
+    error: TrainingDiverged,
+    folder: Path,
+    phases: Sequence[Phase],
+    state: TrainingState,
+    infos: Mapping[str, CheckpointInfo],
+    fence: Fence,
 ) -> TrainingDiverged:
-    """The error, saying where the best epoch before it is kept; a resumed run that diverges again finds it there."""
-    best = state.best.get(phase.name)
-    if best is None:
+    """The error, saying where the best epoch before it is kept, which is one of the phase before where it came in the first.
+
+    A resumed run that diverges again finds it there.
+    """
+    phase = next((phase for phase in reversed(phases) if phase.name in state.best), None)
+    if phase is None:
         return TrainingDiverged(f"{error}; no epoch was finished before, so nothing is kept", **error.context, kept=None)
-    kept = folder.with_name(f"{folder.name}-epoch-{best['epoch']}")
+    best = state.best[phase.name]
+    kept = folder.with_name(f"{checkpoint_of(folder, phase).name}-epoch-{best['epoch']}")
     if not kept.exists():
-        _save(kept, phase, best, state, info, fence)
+        _save(kept, phase, best, state, infos, fence)
     told = f"{error}; the best epoch before, {best['epoch']}, is kept as checkpoint {kept.name}"
     return TrainingDiverged(told, **error.context, kept=kept.name)
 
@@ -84,16 +96,24 @@ def worth(row: Mapping[str, Any], config: TrainConfig) -> float:
 
 
 def checkpoint_of(folder: Path, phase: Phase) -> Path:
-    """The folder of the phase's checkpoint; the first phase's is `folder` itself."""
+    """The folder of the phase's checkpoint; that of the phase without a suffix is `folder` itself."""
     return folder.with_name(folder.name + phase.suffix)
 
 
-def _save(folder: Path, phase: Phase, row: Mapping[str, Any], state: TrainingState, info: CheckpointInfo, fence: Fence) -> None:
+def _save(
+    folder: Path,
+    phase: Phase,
+    row: Mapping[str, Any],
+    state: TrainingState,
+    infos: Mapping[str, CheckpointInfo],
+    fence: Fence,
+) -> None:
     tensors = {name: tensor.float().numpy() for name, tensor in state.best_weights(phase.name).items()}
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    save_checkpoint(folder, tensors, replace(info, checkpoint_id=folder.name, metrics=row, created_at=now), fence=fence)
+    info = replace(infos[phase.name], checkpoint_id=folder.name, metrics=row, created_at=now)
+    save_checkpoint(folder, tensors, info, fence=fence)
 
 
 def _curve_path(run_folder: Path, phase: Phase) -> Path:
-    # Sorted by name, the first phase's comes first.
+    # Sorted by name, the one with the run's own id comes first.
     return run_folder / f"training_curve{phase.suffix.replace('-', '_')}.png"

@@ -71,17 +71,25 @@ def upload_folder(root: DataRoot) -> Path:
     return Path(tempfile.mkdtemp(prefix=".upload-", dir=parent))
 
 
-def take_in(uploaded: Path, root: DataRoot, dataset_name: str, name: str = "upload") -> tuple[str, dict[str, Any]]:
+def take_in(
+    uploaded: Path,
+    root: DataRoot,
+    dataset_name: str,
+    name: str = "upload",
+    *,
+    info_score: rl_data.InfoScoreSign | None = None,
+) -> tuple[str, dict[str, Any]]:
     """Checks an uploaded file against a dataset and keeps it. Returns its id, made from its contents, and its report.
 
-    Errors call the file `name`: where it lies here says nothing to who sent it.
+    Errors call the file `name`: where it lies here says nothing to who sent it. `info_score`: which scores of a legacy InfoScore
+    file are the better ones, as `rl_data.stream` takes it; one file read both ways is two RL data.
 
     InvalidRlData, IdOutsidePool or FingerprintMismatch when it does not fit; nothing is kept then.
     """
     dataset = Dataset.open(root.dataset(dataset_name))
-    data = rl_data.stream(uploaded, dataset, name=name)
+    data = rl_data.stream(uploaded, dataset, name=name, info_score=info_score)
     fingerprint = replace(data.fingerprint, dataset=dataset.fingerprint())
-    rl_data_id = f"rl-{file_sha256(uploaded)[:12]}"
+    rl_data_id = f"rl-{file_sha256(uploaded)[:12]}" + (f"-{info_score}" if info_score else "")
     path = root.rl_data(rl_data_id)
     rl_data.write(path, data.records, fingerprint=fingerprint, meta=data.meta)
     return rl_data_id, rl_data.inspect(path)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from leverplus.files import write_json
 from leverplus.store import Job, JobStore, Lease, LeaseLost
 from leverplus.store.jobs import HEARTBEAT_LIMIT_S
 from leverplus.web.problems import problem
+from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
 from pointer_trainer.jobs import JOB_FUNCTIONS
 from pointer_trainer.settings import WorkerSettings
@@ -42,8 +44,11 @@ def run_job(
     beat_every_s: float = BEAT_EVERY_S,
     cancel_poll_s: float = CANCEL_POLL_S,
     cancel_grace_s: float = CANCEL_GRACE_S,
+    watch: Callable[[], None] | None = None,
 ) -> Outcome:
     """Claims the job and does it. "not claimed": another worker has it, or it has ended. "lost": another has it now.
+
+    `watch` is called whenever progress was written.
 
     A cancelled job ends `cancel_grace_s` after that is seen even if its work does not notice: what the work then still does is
     refused like that of a worker without the lease. Every error of the job ends it as failed; one that is no LeverPlusError
@@ -67,16 +72,20 @@ def run_job(
             run_folder=run_folder,
             scorer_urls=settings.scorer_urls,
             threads=settings.threads,
-            progress=_ProgressWriter(jobs, lease).write,
+            progress=_ProgressWriter(jobs, lease, watch).write,
             should_stop=pulse.should_stop,
             logger=log,
             run=lease.version,
             fence=pulse.require_lease,
             mlflow_uri=settings.mlflow_tracking_uri,
+            parent=None if job.parent is None else jobs.get(job.parent),
+            children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:
             return _finish(job, context, pulse, jobs, lease, functions)
         except LeaseLost:
+            # It may have ended the job a moment ago, and not come to say so.
+            pulse.end()
             if pulse.has_ended_job:
                 log.info("cancelled; what the work went on with was refused")
                 return "cancelled"
@@ -116,6 +125,28 @@ def _finish(
     return "succeeded"
 
 
+@dataclass(frozen=True)
+class _Children:
+    """See context.Children. A child has a lease, a pulse and an end of its own, whatever becomes of its parent."""
+
+    parent: str
+    jobs: JobStore
+    settings: WorkerSettings
+    owner: str
+    functions: Mapping[str, JobFunction]
+
+    def list(self) -> list[Job]:
+        # Of ids that differ in their numbers the longer ones have the larger.
+        return sorted(self.jobs.list(parent=self.parent, limit=LARGEST_FAMILY), key=lambda job: (len(job.id), job.id))
+
+    def cancel(self) -> None:
+        self.jobs.cancel_children(self.parent)
+
+    def run(self, job_id: str, watch: Callable[[], None]) -> bool:
+        outcome = run_job(job_id, jobs=self.jobs, settings=self.settings, owner=self.owner, functions=self.functions, watch=watch)
+        return outcome != "not claimed"
+
+
 class _Pulse:
     """A thread that keeps the lease alive and notices that the job is to be cancelled or has gone to another worker."""
 
@@ -128,6 +159,7 @@ class _Pulse:
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pulse of {lease.job_id}", daemon=True)
         self.has_ended_job = False
         """The job was cancelled, and ended from here because its work did not notice in time."""
 
@@ -153,13 +185,16 @@ class _Pulse:
 
     @contextmanager
     def beating(self) -> Generator[None]:
-        thread = threading.Thread(target=self._run, name=f"pulse of {self._lease.job_id}", daemon=True)
-        thread.start()
+        self._thread.start()
         try:
             yield
         finally:
-            self._ended.set()
-            thread.join()
+            self.end()
+
+    def end(self) -> None:
+        """Returns when the thread has ended; once more is no error."""
+        self._ended.set()
+        self._thread.join()
 
     def _run(self) -> None:
         last_beat = time.monotonic()
@@ -192,9 +227,10 @@ class _Pulse:
 class _ProgressWriter:
     """Writes progress to the job's row, at most a few times a second: each phase's first and last step, and some between."""
 
-    def __init__(self, jobs: JobStore, lease: Lease) -> None:
+    def __init__(self, jobs: JobStore, lease: Lease, watch: Callable[[], None] | None) -> None:
         self._jobs = jobs
         self._lease = lease
+        self._watch = watch
         self._phase: str | None = None
         self._phase_start_s = 0.0
         self._phase_start_step = 0
@@ -212,6 +248,8 @@ class _ProgressWriter:
         eta_s = None if done <= 0 else round((total - step) * (now - self._phase_start_s) / done, 1)
         try:
             self._jobs.progress(self._lease, phase, step, total, eta_s, extra)
+            if self._watch is not None:
+                self._watch()
         except SQLAlchemyError as exc:
             # Progress is told again soon; no work is given up for it.
             logger.warning("job %s: progress is not written: %s", self._lease.job_id, exc)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from leverplus.errors import DeadlineExceeded, InvalidInput, LeverPlusError, QueueFull, Unavailable
+from leverplus.errors import InvalidInput, LeverPlusError
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import Pointer
 from leverplus.metric import PostprocessingName
@@ -23,7 +23,7 @@ from leverplus.scoring import (
     ScoreStats,
     fallback_warning,
 )
-from pointer_trainer.replicas import Replicas
+from pointer_trainer.replicas import PASSING, Replicas
 
 STOP_POLL_S = 0.2
 
@@ -66,10 +66,14 @@ class ModeCounts:
     cached: int = 0
 
     def add(self, stats: ScoreStats) -> None:
-        self.file += stats.file
-        self.fallback += stats.fallback
-        self.error += stats.error
-        self.cached += stats.cached
+        self.add_json({name: getattr(stats, name) for name in ("file", "fallback", "error", "cached")})
+
+    def add_json(self, counts: Mapping[str, Any]) -> None:
+        """Adds the counts that `to_json` of others gave; those that are not there are 0."""
+        self.file += counts.get("file", 0)
+        self.fallback += counts.get("fallback", 0)
+        self.error += counts.get("error", 0)
+        self.cached += counts.get("cached", 0)
 
     @property
     def warnings(self) -> list[str]:
@@ -101,8 +105,12 @@ class Scorer:
         info_score: bool = False,
         check: Callable[[], None],
         traffic: Traffic | None = None,
+        fingerprint: Fingerprint | None = None,
     ) -> None:
-        """`check` raises when the work is to end; it is called several times a second while answers are awaited."""
+        """`check` raises when the work is to end; it is called several times a second while answers are awaited.
+
+        `fingerprint`: what answers must carry, where others were given before.
+        """
         self._replicas = replicas
         self._dataset = dataset
         self._options = ScoreOptions(flavour=flavour, postprocessing=postprocessing, gt_prob=gt_prob, info_score=info_score)
@@ -110,7 +118,7 @@ class Scorer:
         self._traffic = traffic or Traffic(in_flight=Traffic.in_flight * len(replicas))
         self._largest = self._traffic.pointers_a_request
         self._ended = threading.Event()
-        self.fingerprint: Fingerprint | None = None
+        self.fingerprint = fingerprint
 
     def score(self, queries: Iterable[AskedQuery]) -> Generator[ScoredBatch]:
         """The queries' scores, in their order, with at most `in_flight` requests under way.
@@ -160,7 +168,7 @@ class Scorer:
         while True:
             try:
                 return self._replicas.score(request)
-            except (Unavailable, QueueFull, DeadlineExceeded) as exc:
+            except PASSING as exc:
                 if self._ended.is_set() or waited_s >= self._traffic.patience_s:
                     raise
                 this_pause_s = min(max(pause_s, _retry_after_s(exc)), self._traffic.longest_wait_s)

@@ -48,3 +48,9 @@ class TrainerSettings(WorkerSettings):
     port: int = Field(8002, ge=0, le=65535, validation_alias="LEVERPLUS_TRAINER_PORT")
     max_upload_mib: int = Field(512, ge=1, validation_alias="LEVERPLUS_MAX_UPLOAD_MIB", description="largest POST /rl-data")
     reconcile_every_s: float = Field(2.0, gt=0, validation_alias="LEVERPLUS_RECONCILE_EVERY_S")
+    retention_days: float | None = Field(
+        None,
+        gt=0,
+        validation_alias="LEVERPLUS_RETENTION_DAYS",
+        description="training states of jobs that ended, and checkpoints never promoted, go after so many days; unset: never",
+    )

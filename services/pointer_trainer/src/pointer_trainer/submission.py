@@ -12,13 +12,24 @@ from leverplus.errors import Unavailable
 from leverplus.files import remove_folder, write_json
 from leverplus.store import Job
 from leverplus.store.jobs import new_job_id
+from pointer_trainer.children import child_id
 from pointer_trainer.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
 
-def submit(state: TrainerState, kind: str, config: Mapping[str, Any], idempotency_key: str | None) -> Job:
+def submit(
+    state: TrainerState,
+    kind: str,
+    config: Mapping[str, Any],
+    idempotency_key: str | None,
+    *,
+    children: Mapping[int, tuple[str, Mapping[str, Any]]] | None = None,
+) -> Job:
     """Run directory, then the job's row, then the message.
+
+    `children`: kind and config of the jobs that belong to it, by number. Their rows are made with the job's own; a run directory
+    comes with their first run, their messages from the reconciler.
 
     Unavailable, with nothing left behind, when the broker is away or the disk takes no more.
 
@@ -29,7 +40,8 @@ def submit(state: TrainerState, kind: str, config: Mapping[str, Any], idempotenc
     run_folder = state.data_root.run(job_id)
     try:
         write_json(run_folder / "config.json", {"job_id": job_id, "kind": kind, "config": dict(config)})
-        job = state.jobs.create(kind, config, job_id=job_id, idempotency_key=idempotency_key)
+        belonging = {child_id(job_id, number): child for number, child in (children or {}).items()}
+        job = state.jobs.create(kind, config, job_id=job_id, idempotency_key=idempotency_key, children=belonging)
     except BaseException as exc:
         remove_folder(run_folder)
         if isinstance(exc, OSError):

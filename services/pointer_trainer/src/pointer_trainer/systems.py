@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from leverplus.checkpoints import CheckpointInfo
 from leverplus.embeddings import Embeddings
 from leverplus.evaluation import Cell
 from leverplus.ids import ItemId, Pointer
-from leverplus.policies import V3Policy, random_positions, similar_positions
+from leverplus.policies import SelectorPolicy, random_positions, similar_positions
 from leverplus.pools import Pools
 from pointer_trainer.candidates import to_items
 
-ZERO_SHOT, RANDOM, MOST_SIMILAR, V3 = "zero-shot", "random", "most-similar", "v3"
+ZERO_SHOT, RANDOM, MOST_SIMILAR = "zero-shot", "random", "most-similar"
 
 Choices = Mapping[Cell, tuple[Pointer, ...]]
 """One pointer a cell; several, whose accuracies are averaged, for random."""
@@ -24,16 +26,26 @@ Choices = Mapping[Cell, tuple[Pointer, ...]]
 class Systems:
     """`selectors`: system name -> policy. `draws`: random pointers a query."""
 
-    selectors: Mapping[str, V3Policy]
+    selectors: Mapping[str, SelectorPolicy]
     shots: Sequence[int]
     draws: int
     beam: int
     seed: int
 
 
-def selector_names(checkpoint_ids: Sequence[str]) -> list[str]:
-    """Names of the checkpoints' systems: "v3", or with the checkpoint's id where there are several."""
-    return [V3] if len(checkpoint_ids) == 1 else [f"{V3} {checkpoint_id}" for checkpoint_id in checkpoint_ids]
+def selector_names(infos: Sequence[CheckpointInfo]) -> list[str]:
+    """Names of the checkpoints' systems: what kind of selector it is, and the checkpoint's id where there are several."""
+    return [_kind(info) if len(infos) == 1 else f"{_kind(info)} {info.checkpoint_id}" for info in infos]
+
+
+def _kind(info: CheckpointInfo) -> Literal["v0", "v1", "v2", "v3"]:
+    """As the reference counts: a decoder, a bi-encoder, a pointer that only imitated beams, any other pointer."""
+    config = info.selector_config
+    if config.architecture == "autoregressive":
+        return "v0"
+    if config.num_layers == 0:
+        return "v1"
+    return "v2" if info.metrics.get("phase") == "supervised" else "v3"
 
 
 def choose(systems: Systems, embeddings: Embeddings, pools: Pools, query_id: ItemId) -> Choices:

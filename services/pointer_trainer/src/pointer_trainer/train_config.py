@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from leverplus.errors import InvalidConfig, shorten
 from leverplus.ids import MAX_SHOTS
 from leverplus.rewards import RewardConfig
+from leverplus.selector.config import Architecture, SelectorConfig, StateUpdate
 
 Trainable = Literal["head", "attention", "all"]
 
 _OF_GRPO = ("grpo_lr", "grpo_form", "grpo_advantage", "grpo_trainable", "grpo_curriculum", "kl_beta_adaptive", "clip_epsilon",
             "advantage_clip", "freeze_backbone_in_grpo")  # fmt: skip
 _OF_RCE = ("rce_use_raw_reward", "temperature_start", "temperature_end")
+_OF_FIRST = ("objective", "rce_lr", "use_top1_only", *_OF_RCE)
+_OF_SUPERVISED = ("supervised_lr",)
+
+_SIZE = {"autoregressive": {"num_layers": 2, "num_heads": 4}}
+"""What an architecture has instead of the defaults where the config does not say."""
 
 
 class TrainConfig(BaseModel):
     """One run. An unknown field, or a value or combination that cannot be meant, is refused when the config is read.
 
-    The first phase runs `objective` for `rce_epochs` at `rce_lr`; a second one runs GRPO from its best epoch where grpo_epochs
-    is above 0. None: what `grpo_form` makes of it, see the properties below.
+    In this order, each from the best epoch of the one before: imitation of beams for `supervised_epochs`, `objective` for
+    `rce_epochs` at `rce_lr`, GRPO for `grpo_epochs`. Each may be 0, but not both of the first two.
+    None: what `grpo_form` makes of it, see the properties below.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # phases
-    rce_epochs: int = Field(5, ge=1, le=1000)
+    supervised_epochs: int = Field(
+        0, ge=0, le=1000, description="cross-entropy on the best by reward of a group's beams (gen_method beam)"
+    )
+    rce_epochs: int = Field(5, ge=0, le=1000)
     grpo_epochs: int = Field(0, le=1000)
+    supervised_lr: float = Field(1e-4, gt=0, le=1)
     rce_lr: float = Field(1e-4, gt=0, le=1)
     grpo_lr: float = Field(1e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=4096, description="queries per optimiser step")
     weight_decay: float = Field(0.01, ge=0, le=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient over all parameters")
 
-    # what both phases train on
+    # what the phases train on
     reward: RewardConfig = Field(default_factory=RewardConfig)
     skip_fallback_reward: bool = Field(False, description="leave out candidates whose score is a fallback")
     shot_weights: dict[Annotated[int, Field(ge=1, le=MAX_SHOTS)], Annotated[float, Field(ge=0)]] = Field(
@@ -48,7 +59,7 @@ class TrainConfig(BaseModel):
         "equal", description="best_over_mean: max r - mean r, which is 0 for equal rewards"
     )
 
-    # first phase
+    # the phase of rce_epochs
     objective: Literal["rce", "expected_reward"] = "rce"
     rce_use_raw_reward: bool = Field(False, description="softmax over raw rewards instead of z-scored ones")
     use_top1_only: bool = Field(False, description="imitate only the best candidate of a group")
@@ -72,11 +83,14 @@ class TrainConfig(BaseModel):
     advantage_clip: float = Field(5.0, gt=0)
 
     # selector
+    architecture: Architecture = Field(
+        "pointer", description="autoregressive: a causal decoder, num_layers 2 and num_heads 4 where not stated"
+    )
     hidden_dim: int = Field(256, ge=1, le=4096)
-    num_layers: int = Field(1, ge=1, le=12)
+    num_layers: int = Field(1, ge=0, le=12, description="0: a bi-encoder, without attention to the pool")
     num_heads: int = Field(1, ge=1, le=64)
     dropout: float = Field(0.1, ge=0, lt=1)
-    state_update: Literal["none", "gate"] = "none"
+    state_update: StateUpdate = "none"
 
     # data
     keep_epoch: Annotated[
@@ -99,20 +113,59 @@ class TrainConfig(BaseModel):
     def adapts_kl_beta(self) -> bool:
         return self.grpo_form == "reference" if self.kl_beta_adaptive is None else self.kl_beta_adaptive
 
+    def selector(self, d_model: int) -> SelectorConfig:
+        """The selector's configuration for embeddings of that width. Raises InvalidConfig."""
+        return SelectorConfig(
+            d_model=d_model,
+            hidden_dim=self.hidden_dim,
+            num_heads=self.num_heads,
+            num_layers=self.num_layers,
+            dropout=self.dropout,
+            state_update=self.state_update,
+            architecture=self.architecture,
+        )
+
     def settings_without_effect(self) -> list[str]:
         """Names of the settings that differ from their defaults and belong to something that is not run."""
         names: list[str] = []
-        if self.objective != "rce":
+        if self.supervised_epochs == 0:
+            names += _OF_SUPERVISED
+        if self.rce_epochs == 0:
+            names += _OF_FIRST
+        elif self.objective != "rce":
             names += _OF_RCE
         if self.grpo_epochs <= 0:
-            names += _OF_GRPO if self.objective == "expected_reward" else ("kl_beta", *_OF_GRPO)
+            compares = self.rce_epochs > 0 and self.objective == "expected_reward"
+            names += _OF_GRPO if compares else ("kl_beta", *_OF_GRPO)
         fields = type(self).model_fields
         return [name for name in fields if name in names and getattr(self, name) != fields[name].default]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _size_of_its_architecture(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            stated = cast(Mapping[str, Any], value)
+            return {**_SIZE.get(str(stated.get("architecture")), {}), **stated}
+        return value
+
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> TrainConfig:
+    def _selector_is_one(self) -> TrainConfig:
         if self.hidden_dim % self.num_heads:
             raise ValueError(f"hidden_dim {self.hidden_dim} is not a multiple of num_heads {self.num_heads}")
+        try:
+            self.selector(d_model=1)
+        except InvalidConfig as exc:
+            raise ValueError(str(exc)) from exc
+        if self.grpo_epochs > 0 and self.trainable_in_grpo == "attention" and self.num_layers == 0:
+            raise ValueError("grpo_trainable 'attention' leaves nothing to train, because num_layers is 0; use head or all")
+        return self
+
+    @model_validator(mode="after")
+    def _something_comes_before_grpo(self) -> TrainConfig:
+        if self.supervised_epochs == self.rce_epochs == 0:
+            raise ValueError(
+                f"supervised_epochs and rce_epochs are 0 (grpo_epochs {self.grpo_epochs}): nothing is trained; give one of them"
+            )
         return self
 
     @model_validator(mode="after")

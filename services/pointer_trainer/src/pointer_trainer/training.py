@@ -8,7 +8,9 @@ every epoch the run leaves in its folder what is needed to go on from there.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,19 @@ from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDiverged
 from leverplus.files import Fence, atomic_file
+from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy
 from leverplus.rl_data import QueryRecord, RlData
-from leverplus.selector import PointerSelectorV3, SelectorConfig
+from leverplus.selector import new_selector
 from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.best_fixed import rank_fixed_pointers
 from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
-from pointer_trainer.epochs import Progress, run_phase
+from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
 from pointer_trainer.example_table import ExampleTable
+from pointer_trainer.held_out import ACCURACY, measure_accuracy
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
-from pointer_trainer.phases import GRPO_NOTICE, grpo_guards, planned_phases
+from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
@@ -62,7 +66,7 @@ def train(
     """Trains, writes metrics.jsonl and training_curve.png into `run_folder`, and the best epoch into `checkpoint_folder`.
 
     `checkpoint_folder`: the folder that will hold the checkpoint; its name is the checkpoint's id, and it must not exist yet.
-    GRPO, where it is asked for, has a checkpoint and a curve of its own: the same names followed by "-grpo".
+    Phases around the main one have checkpoints and curves of their own: the same names followed by "-supervised" and "-grpo".
     `rl_data_refs`: {"id", "sha256"} of each file of `rl_data`, in the same order. `progress` is called, and `should_stop` asked,
     at every optimiser step. `logger` is told what a user may not expect: settings without effect, pools that were replaced.
     `run` numbers the runs of a job; a later one goes on after the last epoch that an earlier one left in `run_folder`, if
@@ -70,8 +74,8 @@ def train(
     `watchers` are given each row of metrics.jsonl as it is written.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
     Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
-    Where the first phase diverges, its best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the error
-    names. GRPO that diverges ends with what was best before it: the log says so.
+    Where a phase before GRPO diverges, the best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the
+    error names. GRPO that diverges ends with what was best before it: the log says so.
     """
     phases = planned_phases(config)
     for folder in (checkpoint_of(checkpoint_folder, phase) for phase in phases):
@@ -93,26 +97,31 @@ def train(
                 + (f", e.g. {counts.first_unknown}" if counts.first_unknown else "")
                 + f": {counts.to_json()}"
             )
-    shots = sorted({int(shots) for example in train_examples for shots in (example.positions >= 0).sum(-1)})
-    if not any(config.shot_weights.get(count, 1.0) for count in shots):
-        raise InvalidConfig(field="shot_weights", reason=f"{config.shot_weights} leaves nothing of data with shots {shots}")
+    imitated = _imitated(phases[0], train_examples, rl_data, rl_data_refs, logger) if config.supervised_epochs > 0 else {}
+    material = {phase.name: phase.material(train_examples) for phase in phases}
+    shots = {name: _shots(part) for name, part in material.items()}
+    for counts_of_phase in shots.values():
+        if not any(config.shot_weights.get(count, 1.0) for count in counts_of_phase):
+            reason = f"{config.shot_weights} leaves nothing of data with shots {counts_of_phase}"
+            raise InvalidConfig(field="shot_weights", reason=reason)
     data_metrics = {
         **counts.to_json(),
         "train_queries": len(train_examples),
         "held_out_queries": len(held_out_examples),
         "train_queries_dropped": len(parts[0]) - len(train_examples),
         "held_out_queries_dropped": len(parts[1]) - len(held_out_examples),
+        **imitated,
         **_unexpected(config, rl_data, pool_policy, logger),
     }
 
-    selector = _selector_config(config, embeddings)
+    selector = config.selector(embeddings.manifest.d_model)
     info = CheckpointInfo(
         checkpoint_id=checkpoint_folder.name,
         format=FORMAT,
         selector=selector.to_json(),
         dataset=dataset.name,
         pool_policy=pool_policy.to_json(),
-        shots=shots,
+        shots=[],
         fingerprint=fingerprint,
         training=config.model_dump(mode="json"),
         rl_data=[dict(ref) for ref in rl_data_refs],
@@ -121,13 +130,14 @@ def train(
         created_at="",
         best_fixed=rank_fixed_pointers(_records_of(files, set(parts[0]))),
     )
+    infos = {name: replace(info, shots=counts_of_phase) for name, counts_of_phase in shots.items()}
     states = StateFolder(run_folder, run, _identity(info, embeddings, device), fence=fence, logger=logger)
 
     # The caller's random state is left as it was, and has no part in the result.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)
-        model = PointerSelectorV3(selector).to(device)
-        trained_on, held_out = (ExampleTable(part, embeddings, device) for part in (train_examples, held_out_examples))
+        model = new_selector(selector).to(device)
+        held_out = ExampleTable(held_out_examples, embeddings, device)
         state = states.newest() or TrainingState()
         if state.rows:
             logger.info("goes on after epoch %d of phase %s", state.epoch, state.phase)
@@ -138,6 +148,7 @@ def train(
                 model.load_state_dict(state.best_weights(phases[phase.index - 1].name))
             if phase.name != state.phase:
                 state.begin(phase.name)
+            trained_on = ExampleTable(material[phase.name], embeddings, device)
             try:
                 epochs = run_phase(phase, config, model, trained_on, held_out, progress, should_stop, state, logger)
                 for row in epochs:
@@ -149,13 +160,26 @@ def train(
                     _write_metrics(run_folder / METRICS_FILE, state.rows, fence)
                     watchers.write(state.rows[-1])
             except TrainingDiverged as exc:
-                if phase.index == 0:
-                    raise with_the_best_kept(exc, checkpoint_folder, phase, state, info, fence) from exc
+                if phase.name != "grpo":
+                    raise with_the_best_kept(exc, checkpoint_folder, phases, state, infos, fence) from exc
                 logger.warning("%s diverged, and what was best before stays: %s", phase.name, exc)
 
-    result = save_result(phases, config, state, info, checkpoint_folder, run_folder, fence, logger)
+        judges = _held_out_by_accuracy(files, set(parts[1]))
+        judging = ExampleTable(judges, embeddings, device) if judges else None
+        for phase in (phase for phase in phases if phase.name in state.best):
+            model.load_state_dict(state.best_weights(phase.name))
+            accuracy = measure_accuracy(model, judging.batches(HELD_OUT_BATCH) if judging is not None else ())
+            state.best[phase.name] = {**state.best[phase.name], **accuracy}
+
+    result = save_result(phases, config, state, infos, checkpoint_folder, run_folder, fence, logger)
     states.remove()
     return result
+
+
+def _held_out_by_accuracy(files: Sequence[RlData], query_ids: set[ItemId]) -> list[QueryExample]:
+    """The held-out queries once more, with their candidates' accuracies for rewards."""
+    held_out = [replace(data, records=[record for record in data.records if record.query_id in query_ids]) for data in files]
+    return build_examples(held_out, ACCURACY)[0]
 
 
 def _identity(info: CheckpointInfo, embeddings: Embeddings, device: torch.device) -> dict[str, Any]:
@@ -176,16 +200,19 @@ def _unexpected(
 ) -> dict[str, Any]:
     """What a run does that its config and data do not show by themselves: told to the log, and kept among the metrics."""
     found: dict[str, Any] = {}
-    first = "RCE" if config.objective == "rce" else config.objective
     if config.grpo_epochs <= 0:
+        first = "RCE" if config.objective == "rce" else config.objective
+        if config.rce_epochs == 0:
+            first = "the supervised phase"
+        elif config.supervised_epochs > 0:
+            first = f"the supervised phase and then {first}"
         logger.warning("grpo_epochs is %d: only %s is run, and its checkpoint is the result", config.grpo_epochs, first)
     else:
         logger.warning(GRPO_NOTICE, grpo_guards(config))
     if settings := config.settings_without_effect():
-        logger.warning(
-            "without effect, because objective is %s and grpo_epochs is %d: %s",
-            config.objective, config.grpo_epochs, ", ".join(settings),
-        )  # fmt: skip
+        names = ("objective", "supervised_epochs", "rce_epochs", "grpo_epochs")
+        because = ", ".join(f"{name} is {getattr(config, name)}" for name in names)
+        logger.warning("without effect, because %s: %s", because, ", ".join(settings))
         found["settings_without_effect"] = settings
     own = sum(data.fingerprint.pool is None and record.pool_source == "file" for data in rl_data for record in data.records)
     if own and pool_policy.ids is not None:
@@ -196,15 +223,35 @@ def _unexpected(
     return found
 
 
-def _selector_config(config: TrainConfig, embeddings: Embeddings) -> SelectorConfig:
-    return SelectorConfig(
-        d_model=embeddings.manifest.d_model,
-        hidden_dim=config.hidden_dim,
-        num_heads=config.num_heads,
-        num_layers=config.num_layers,
-        dropout=config.dropout,
-        state_update=config.state_update,
-    )
+def _imitated(
+    phase: Phase,
+    examples: Sequence[QueryExample],
+    rl_data: Sequence[RlData],
+    rl_data_refs: Sequence[Mapping[str, str]],
+    logger: logging.Logger,
+) -> dict[str, Any]:
+    """How many queries have no beam to imitate, for metrics and log; InvalidInput, saying what each file has, where none has."""
+    found = len(phase.material(examples))
+    if not found:
+        held = "; ".join(_methods(ref["id"], data) for ref, data in zip(rl_data_refs, rl_data, strict=True))
+        raise InvalidInput(
+            f"supervised_epochs is {phase.epochs}, but none of the {len(examples)} queries to be trained on has a beam with a "
+            f"known reward to imitate: {held}. Generate with num_beams above 0, or leave supervised_epochs out"
+        )
+    without = len(examples) - found
+    logger.info("the supervised phase imitates the best beams of %d queries; %d have none", found, without)
+    return {"train_queries_without_beams": without}
+
+
+def _shots(examples: Sequence[QueryExample]) -> list[int]:
+    return sorted({int(shots) for example in examples for shots in (example.positions >= 0).sum(-1)})
+
+
+def _methods(name: str, data: RlData) -> str:
+    """How many candidates a file has, by gen_method."""
+    methods = Counter(candidate.gen_method or "unknown" for record in data.records for candidate in record.candidates)
+    others = ", ".join(f"{count} {method}" for method, count in sorted(methods.items()) if method != "beam")
+    return f"{name} has {methods['beam']} beams among {methods.total()} candidates" + (f" ({others})" if others else "")
 
 
 def _device(config: TrainConfig) -> torch.device:

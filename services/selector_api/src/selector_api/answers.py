@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
@@ -13,9 +13,7 @@ from leverplus.ids import MAX_SHOTS
 from leverplus.selection import ChosenItem, PolicyName, Selection
 from selector_api.fixed_pointer import fixed_pointer
 from selector_api.schemas import Choosing, QueryReference
-from selector_api.serving import Query, Served, Steps
-
-Answer = TypeVar("Answer")
+from selector_api.serving import Pool, Query, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,35 +87,72 @@ def resolve_query(
     return Query(None, vector)
 
 
-def answer_each(
-    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], answer: Callable[[Query], Answer]
-) -> list[Answer]:
-    """The answer to each query, all or none; an error names its query."""
-    answers: list[Answer] = []
-    for number, each in enumerate(asked):
+def select_each(
+    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], way: Way
+) -> list[tuple[Query, Selection]]:
+    """Each query with its answer, all or none; an error names its query. `unseen`: those that are encoded, by their number."""
+    queries: list[Query] = []
+    for number, one in enumerate(asked):
+        with naming(number):
+            queries.append(resolve_query(served, one.query_id, one.question_id, one.embedding, unseen.get(number)))
+    selections: list[tuple[Query, Selection]] = []
+    for number, answer in enumerate(select(served, queries, way)):
+        if isinstance(answer, LeverPlusError):
+            with naming(number):
+                raise answer
+        selections.append((queries[number], answer))
+    return selections
+
+
+@contextmanager
+def naming(number: int) -> Generator[None]:
+    """Errors inside say which of the request's queries they are about."""
+    try:
+        yield
+    except LeverPlusError as exc:
+        exc.detail = f"queries.{number}: {exc.detail}"
+        raise
+
+
+def select(served: Served, queries: Sequence[Query], way: Way) -> list[Selection | LeverPlusError]:
+    """The answer to each query, or why there is none."""
+    answers: dict[int, Selection | LeverPlusError] = {}
+    waiting: list[tuple[int, Query, Pool]] = []
+    for number, query in enumerate(queries):
         try:
-            query = resolve_query(served, each.query_id, each.question_id, each.embedding, unseen.get(number))
-            answers.append(answer(query))
+            if way.policy == "best_fixed":
+                pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
+                answers[number] = _answer(served, query, way, pool, pointer)
+                continue
+            pool = _pool(served, query, way)
+            if way.policy == "v3":
+                waiting.append((number, query, pool))
+            else:
+                positions = served.compare(query, pool, way.policy, way.shots)
+                answers[number] = _answer(served, query, way, pool, pool.ids[list(positions)].tolist())
         except LeverPlusError as exc:
-            exc.detail = f"queries.{number}: {exc.detail}"
-            raise
-    return answers
+            answers[number] = exc
+    if waiting:
+        chosen = served.choose([(query, pool) for _, query, pool in waiting], way.shots, way.beam)
+        for (number, query, pool), found in zip(waiting, chosen, strict=True):
+            answers[number] = found if isinstance(found, LeverPlusError) else _answer(served, query, way, pool, *found)
+    return [answers[number] for number in range(len(queries))]
 
 
-def select(served: Served, query: Query, way: Way) -> Selection:
-    steps: Steps = None
-    if way.policy == "best_fixed":
-        pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
-    else:
-        pool = served.pool(query)
-        if way.exclude:
-            pool = pool.without(np.isin(pool.ids, way.exclude))
-        if way.shots > len(pool.ids):
-            left_out = len(pool.description["excluded"])
-            after = f" after {left_out} were left out" if left_out else ""
-            raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates{after}")
-        positions, steps = served.choose(query, pool, way.policy, way.shots, way.beam)
-        pointer = pool.ids[list(positions)].tolist()
+def _pool(served: Served, query: Query, way: Way) -> Pool:
+    pool = served.pool(query)
+    if way.exclude:
+        pool = pool.without(np.isin(pool.ids, way.exclude))
+    if way.shots > len(pool.ids):
+        left_out = len(pool.description["excluded"])
+        after = f" after {left_out} were left out" if left_out else ""
+        raise InvalidConfig(field="shots", reason=f"{way.shots}, but the pool has {len(pool.ids)} candidates{after}")
+    return pool
+
+
+def _answer(
+    served: Served, query: Query, way: Way, pool: Pool, pointer: list[int], steps: Sequence[float] | None = None
+) -> Selection:
     return {
         "query_id": query.item_id,
         "pointer": pointer,

@@ -7,15 +7,19 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
-from prometheus_client import Counter
+from prometheus_client import CollectorRegistry, Counter
+from starlette.middleware import Middleware
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import create_service
+from selector_api.batches import Batches
 from selector_api.deployment_routes import router as deployments_router
 from selector_api.encoding import Encoding
 from selector_api.health import HealthChecks, HealthGauges
+from selector_api.known_answers import KnownAnswers, KnownAnswersFirst
 from selector_api.library import Library
+from selector_api.message_routes import router as messages_router
 from selector_api.routes import router
 from selector_api.settings import SelectorSettings
 
@@ -37,20 +41,36 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
             return f"deployment {DEFAULT_ALIAS!r} cannot be served, {served.info.checkpoint_id} goes on instead: {fault}"
         return None
 
+    batches = Batches()
+    encoding = encoding or Encoding()
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
         # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
-        app.state.encoding.close()
+        batches.close()
+        encoding.close()
         health.close()
 
-    app = create_service("selector_api", ready=ready, lifespan=lifespan, body_limit_mib=_BODY_LIMIT_MIB, repeatable=("exclude",))
+    registry = CollectorRegistry()
+    selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
+    registry.register(HealthGauges(library.served, health))
+    known = KnownAnswers(library, selections)
+    app = create_service(
+        "selector_api",
+        ready=ready,
+        lifespan=lifespan,
+        body_limit_mib=_BODY_LIMIT_MIB,
+        repeatable=("exclude",),
+        registry=registry,
+        routers=[router, messages_router, deployments_router],
+        innermost=[Middleware(KnownAnswersFirst, answers=known)],
+    )
     app.state.library = library
+    app.state.batches = batches
+    app.state.encoding = encoding
     app.state.health = health
-    app.state.registry.register(HealthGauges(library.served, health))
-    app.state.encoding = encoding or Encoding()
-    app.state.selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=app.state.registry)
-    app.include_router(router)
-    app.include_router(deployments_router)
+    app.state.known = known
+    app.state.selections = selections
     return app

@@ -6,6 +6,7 @@ its successor cannot be loaded.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -37,6 +38,7 @@ _DATASETS_KEPT = 8
 class _Alias:
     """What an alias stands for. `fault`: why the file as it is now is not what is served."""
 
+    path: str
     stamp: Stamp
     served: Served | None
     fault: LeverPlusError | None
@@ -57,7 +59,7 @@ class Library:
     def current(self, alias: str) -> Served | None:
         """What `alias` serves, or None when `load_alias` has work to do; reads nothing but the file's time."""
         state = self._aliases.get(alias)
-        if state is None or state.stamp != _stamp(self._root.deployment(alias)):
+        if state is None or state.stamp != _stamp(state.path):
             return None
         return state.served
 
@@ -101,7 +103,8 @@ class Library:
     def follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
         """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again."""
         with self._lock:
-            stamp = _stamp(self._root.deployment(alias))
+            path = str(self._root.deployment(alias))
+            stamp = _stamp(path)
             state = self._aliases.get(alias)
             if state is not None and state.stamp == stamp and state.fault is None:
                 return state.served, None
@@ -117,7 +120,7 @@ class Library:
                 served, fault = before, exc
                 logger.warning("alias %s cannot be served: %s", alias, exc)
             if stamp is not None:
-                self._aliases[alias] = _Alias(stamp, served, fault)
+                self._aliases[alias] = _Alias(path, stamp, served, fault)
             return served, fault
 
     def _loaded(self, checkpoint_id: str) -> Served:
@@ -134,7 +137,12 @@ class Library:
         tensors, info = load_checkpoint(self._root.checkpoint(checkpoint_id))
         dataset = self._datasets.get(info.dataset, self._dataset_file(info.dataset))
         embeddings = self._embeddings.get(info.dataset, self._root.embeddings(info.dataset) / "manifest.json")
-        return Served(tensors, info, dataset, embeddings)
+        served = Served(tensors, info, dataset, embeddings)
+        # A dataset is hundreds of thousands of objects that stay. Each full collection would look at all of them, and every
+        # request that arrives meanwhile would wait.
+        gc.collect()
+        gc.freeze()
+        return served
 
     def _dataset_file(self, name: str) -> Path:
         return self._root.dataset(name) / "dataset.json"
@@ -163,7 +171,7 @@ class _Latest(Generic[Value]):
         return value
 
 
-def _stamp(path: Path) -> Stamp | None:
+def _stamp(path: Path | str) -> Stamp | None:
     """Changes when the file does; None when there is none."""
     try:
         found = os.stat(path)  # noqa: PTH116 -- half the time of Path.stat, on every request

@@ -7,17 +7,19 @@ import os
 from typing import Annotated
 
 import orjson
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput
-from leverplus.selection import Prompt, PromptList, Selection, Selections
-from selector_api.answers import answer_each, resolve_query, select, settle_way
+from leverplus.selection import Selection, Selections
+from leverplus.web import PlainRoute, described_parameters, query_parameters
+from selector_api.answers import resolve_query, select_each, settle_way
+from selector_api.batches import Batches
+from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
-from selector_api.messages import Prompts
-from selector_api.schemas import Choosing, MessagesRequest, SelectParameters, SelectRequest
+from selector_api.schemas import Choosing, SelectParameters, SelectRequest
 from selector_api.serving import Served
 from selector_api.unseen import encode_unseen
 
@@ -26,14 +28,30 @@ router = APIRouter()
 _IMAGE_MAX_AGE_S = 3600
 
 
-@router.get("/select", tags=["select"], responses={200: {"model": Selection}}, response_class=Response)
-async def select_one(request: Request, parameters: Annotated[SelectParameters, Query()]) -> Response:
+async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
-    served = await _served(request, parameters)
+    parameters = query_parameters(request, SelectParameters, lists=("exclude",))
+    served = await find_served(request, parameters)
     way = settle_way(served, parameters)
-    answer = select(served, resolve_query(served, parameters.query_id, parameters.question_id), way)
+    query = resolve_query(served, parameters.query_id, parameters.question_id)
+    batches: Batches = request.app.state.batches
+    body = orjson.dumps(await batches.select(served, way, query))
+    known: KnownAnswers = request.app.state.known
+    known.keep(request, served, None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS, way.policy, body)
     request.app.state.selections.labels(way.policy).inc()
-    return Response(orjson.dumps(answer), media_type="application/json")
+    return Response(body, media_type="application/json")
+
+
+router.add_api_route(
+    "/select",
+    select_one,
+    methods=["GET"],
+    tags=["select"],
+    responses={200: {"model": Selection}},
+    response_class=Response,
+    openapi_extra=described_parameters(SelectParameters),
+    route_class_override=PlainRoute,
+)
 
 
 @router.post("/select", tags=["select"], responses={200: {"model": Selections}}, response_class=Response)
@@ -45,46 +63,14 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     similarity to it. Image and question are encoded here, by the dataset's encoder; where the image file is one of the
     dataset's, items that show it are left out.
     """
-    served = await _served(request, body)
+    served = await find_served(request, body)
     way = settle_way(served, body)
     unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
-        return orjson.dumps({"results": answer_each(served, body.queries, unseen, lambda query: select(served, query, way))})
+        return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
-    content = await run_in_threadpool(answer)
-    request.app.state.selections.labels(way.policy).inc(len(body.queries))
-    return Response(content, media_type="application/json")
-
-
-@router.get("/messages", tags=["messages"], responses={200: {"model": Prompt}}, response_class=Response)
-async def messages_for_one(request: Request, parameters: Annotated[SelectParameters, Query()]) -> Response:
-    """The chosen demonstrations and the query as OpenAI chat messages, images as data URLs, in the prompt that was scored."""
-    served = await _served(request, parameters)
-    way = settle_way(served, parameters)
-    query = resolve_query(served, parameters.query_id, parameters.question_id)
-    prompts = Prompts(served)
-    content = await run_in_threadpool(lambda: orjson.dumps(prompts.prompt(query, select(served, query, way))))
-    request.app.state.selections.labels(way.policy).inc()
-    return Response(content, media_type="application/json")
-
-
-@router.post("/messages", tags=["messages"], responses={200: {"model": PromptList}}, response_class=Response)
-async def messages_for_many(request: Request, body: Annotated[MessagesRequest, Body()]) -> Response:
-    """Messages for up to 100 queries, all or none of them, in the order they were asked; their images together up to 64 MiB.
-
-    Queries are given as for POST /select; one that is given by its embedding alone has no image to show, and is refused.
-    """
-    served = await _served(request, body)
-    way = settle_way(served, body)
-    prompts = Prompts(served)
-    unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
-
-    def answer() -> bytes:
-        found = answer_each(served, body.queries, unseen, lambda query: prompts.prompt(query, select(served, query, way)))
-        return orjson.dumps({"results": found})
-
     content = await run_in_threadpool(answer)
     request.app.state.selections.labels(way.policy).inc(len(body.queries))
     return Response(content, media_type="application/json")
@@ -114,7 +100,7 @@ async def image(request: Request, dataset: str, item_id: int) -> Response:
     return FileResponse(path, media_type=kind, headers=headers, stat_result=status)
 
 
-async def _served(request: Request, asked: Choosing) -> Served:
+async def find_served(request: Request, asked: Choosing) -> Served:
     """The checkpoint that is asked for; loading happens off the event loop."""
     library: Library = request.app.state.library
     if asked.checkpoint is not None:

@@ -48,7 +48,10 @@ class Choosing(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     shots: Shots = None
-    policy: Annotated[PolicyName, Field(description="How the demonstrations are chosen, from the checkpoint's pool")] = "v3"
+    policy: Annotated[
+        PolicyName,
+        Field(description="How demonstrations are chosen, from the checkpoint's pool; v3: by its selector, whatever kind it is"),
+    ] = "v3"
     beam: Beam = 1
     exclude: Excluded = ()
     dataset: Annotated[str | None, Field(description="Refused if the checkpoint's dataset is another one")] = None

@@ -5,7 +5,7 @@ It is served only where dataset, embeddings and pool policy have the fingerprint
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -17,13 +17,14 @@ import numpy.typing as npt
 from leverplus.checkpoints import CheckpointInfo, Tensors
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import InvalidCheckpoint
+from leverplus.errors import InvalidCheckpoint, LeverPlusError
 from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
-from leverplus.policies import V3Policy, random_positions, similar_positions, zero_shot
+from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
 from leverplus.selection import PolicyName, PoolDescription
 from leverplus.selector_health import SelectorHealth, measure_health, shots_of
+from selector_api.choosing import Asked, Chooser, Chosen
 from selector_api.own_image import OwnImage
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
@@ -34,13 +35,11 @@ _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
 
 _POOLS_KEPT = 4_096
 _POOL_IDS_KEPT = 2_000_000
-_ITEMS_PREPARED = 32_768
-"""More items than this are projected when they are asked for: 2 KiB an item would be too much memory."""
+QUICK_POOL = 1_024
+"""Choosing from no more items than this takes less time than handing the work to a thread and back under load."""
+
 
 _UNDESCRIBED: PoolDescription = {"size": 0, "policy": {}, "sha256": "", "excluded": []}
-
-Positions = tuple[Position, ...]
-Steps = tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +101,11 @@ class Served:
         subject = f"what lies here for checkpoint {info.checkpoint_id}"
         info.fingerprint.require_same(found, subject=subject, parts=("dataset", "pool"))
         self.digests = found.digests()
-        self._policy = V3Policy(tensors, info.selector_config)
-        self._prepared = self._policy.prepare(embeddings.candidate) if len(embeddings) <= _ITEMS_PREPARED else None
         self._pools = Pools(dataset, embeddings, policy)
+        whole = policy.sampler in ("all", "from_pointers")
+        selector = selector_policy(tensors, info.selector_config)
+        self._chooser = Chooser(selector, embeddings, self._pools.candidates, whole=whole)
+        self.quick = (len(self._pools.candidates) if whole else policy.k) <= QUICK_POOL
         self._own_image = OwnImage(dataset)
         self._seed = policy.seed
         self._pool_policy = policy.fingerprint()
@@ -133,8 +134,10 @@ class Served:
         shots = shots_of(self.info)
 
         def choose(vector: Vector, ids: Ids) -> list[int]:
-            positions, _ = self.choose(Query(None, vector), Pool(ids, _UNDESCRIBED), "v3", shots, 1)
-            return ids[list(positions)].tolist()
+            (found,) = self.choose([(Query(None, vector), Pool(ids, _UNDESCRIBED))], shots, 1)
+            if isinstance(found, LeverPlusError):
+                raise found
+            return found.pointer
 
         return measure_health(choose, self._pools, self.embeddings, shots=shots, check=check)
 
@@ -148,24 +151,23 @@ class Served:
             return query.item_id
         return self._own_image.item_with(query.image)
 
-    def choose(self, query: Query, pool: Pool, policy: PolicyName, shots: int, beam: int) -> tuple[Positions, Steps]:
-        """Positions in the pool, and the log-probability of each where the policy has any."""
+    def choose(self, asked: Sequence[tuple[Query, Pool]], shots: int, beam: int) -> list[Chosen | LeverPlusError]:
+        """What the selector chooses for each query from its pool, or why nothing."""
+        return self._chooser.choose([Asked(query.item_id, query.vector, pool.ids) for query, pool in asked], shots, beam)
+
+    def compare(self, query: Query, pool: Pool, policy: PolicyName, shots: int) -> tuple[Position, ...]:
+        """Positions in the pool by one of the policies that a selector is compared with."""
         if policy == "zero_shot":
-            return zero_shot(), None
+            return zero_shot()
         if policy == "random":
             identity = query.item_id if query.item_id is not None else _identity(query)
-            return random_positions(len(pool.ids), shots, seed=self._seed, query=identity), None
+            return random_positions(len(pool.ids), shots, seed=self._seed, query=identity)
         vector = query.vector
         if query.item_id is not None:
             vector = self.embeddings.query[self.embeddings.require([query.item_id])[0]]
         assert vector is not None
-        ids = self.embeddings.require(pool.ids)
-        if policy != "v3":
-            blocks = self.embeddings.manifest.blocks
-            return similar_positions(vector, self.embeddings.candidate[ids], blocks, _SIMILAR[policy], shots), None
-        candidates = self.embeddings.candidate[ids] if self._prepared is None else self._prepared.take(ids)
-        choice = self._policy.choose(vector, candidates, shots, beam)
-        return choice.positions, choice.step_logprobs
+        candidates = self.embeddings.candidate[self.embeddings.require(pool.ids)]
+        return similar_positions(vector, candidates, self.embeddings.manifest.blocks, _SIMILAR[policy], shots)
 
     def _draw_pool(self, item_id: int) -> Pool:
         pool = Pool.described(self._pools.pool(item_id), self._pool_policy)

@@ -21,5 +21,6 @@ for group in (data, scoring, services, checkpoints, processes, doctor):
     group.register(app)
 app.add_typer(rl.app, name="rl")
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(checkpoints.app, name="checkpoints")
 
 __all__ = ["app"]

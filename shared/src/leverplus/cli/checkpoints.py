@@ -1,4 +1,4 @@
-"""Commands on checkpoints: import-reference."""
+"""Commands on checkpoints: list, delete, prune, and import-reference."""
 
 from __future__ import annotations
 
@@ -7,11 +7,83 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, Data, data_root, open_dataset
+from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, DryRun, Json, TrainerUrl, data_root, open_dataset
 
 if TYPE_CHECKING:
     from leverplus.dataset import Dataset
     from leverplus.pools import Pools
+
+
+app = typer.Typer(help="Checkpoints of the trainer.", no_args_is_help=True)
+
+_ACCURACY = "held_out_expected_accuracy"
+
+
+@app.command("list")
+def list_command(as_json: Json = False, trainer_url: TrainerUrl = TRAINER) -> None:
+    """Every checkpoint, oldest first, with its held-out accuracy and the aliases that serve it."""
+    from leverplus.cli.output import print_json, print_table
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url) as client:
+        listed, deployments = client.checkpoints(), client.deployments()
+    if as_json:
+        print_json({**listed, "deployments": deployments})
+        return
+    served: dict[str, list[str]] = {}
+    for deployment in deployments:
+        served.setdefault(deployment["checkpoint_id"], []).append(deployment["alias"])
+    rows: list[list[object]] = []
+    for info in listed["checkpoints"]:
+        accuracy = info["metrics"].get(_ACCURACY)
+        name = info["checkpoint_id"]
+        known = None if accuracy is None else f"{accuracy:.4f}"
+        rows.append([name, info["dataset"], info["created_at"][:19], known, ", ".join(served.get(name, []))])
+    print_table(None, ("checkpoint", "dataset", "made (UTC)", "held-out accuracy", "served as"), rows)
+    for broken in listed["broken"]:
+        print(f"{broken['name']} cannot be read: {broken['reason']}")
+
+
+@app.command()
+def delete(
+    checkpoint: Annotated[str, typer.Argument(help="Id of the checkpoint.")],
+    dry_run: DryRun = False,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Delete a checkpoint that no alias serves or would roll back to, and no unfinished job needs."""
+    from leverplus.cli.output import shown_bytes
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url) as client:
+        deleted = client.delete_checkpoint(checkpoint, dry_run=dry_run)
+    print(f"{'would delete' if dry_run else 'deleted'} {checkpoint}, {shown_bytes(deleted['bytes'])}")
+
+
+@app.command()
+def prune(
+    keep_best: Annotated[
+        int | None, typer.Option(min=1, help="Of each dataset so many stay, the best by held-out accuracy.")
+    ] = None,
+    older_than: Annotated[float | None, typer.Option(min=0, help="Only those made so many days ago or earlier.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Delete the checkpoints that meet all conditions given; what an alias or an unfinished job needs stays."""
+    from leverplus.cli.output import print_json, print_table, shown_bytes
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url) as client:
+        pruned = client.prune_checkpoints({"keep_best": keep_best, "older_than_days": older_than, "dry_run": dry_run})
+    if as_json:
+        print_json(pruned)
+        return
+    done = "would go" if dry_run else "deleted"
+    rows = [(one["name"], done, shown_bytes(one["bytes"])) for one in pruned["deleted"]]
+    rows += [(one["name"], "stays", one["reason"]) for one in pruned["kept"]]
+    print_table(None, ("checkpoint", "", ""), rows)
+    count = len(rows) - len(pruned["kept"])
+    print(f"{count} checkpoint{'' if count == 1 else 's'} {done}, {shown_bytes(pruned['bytes'])}")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""Commands on jobs: list, show, cancel, resume; and waiting for one, which may be left at any time."""
+"""Commands on jobs: list, show, cancel, resume, delete-run; and waiting for one, which may be left at any time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leverplus.cli.options import TRAINER, Json, TrainerUrl
+from leverplus.cli.options import TRAINER, DryRun, Json, TrainerUrl
 
 JOB_LIMIT_S = 7 * 24 * 3600.0
 
@@ -57,6 +57,17 @@ def resume(job_id: JobId, as_json: Json = False, trainer_url: TrainerUrl = TRAIN
     with TrainerClient(trainer_url) as client:
         client.resume(job_id)
         _say(client.job(job_id), as_json)
+
+
+@app.command("delete-run")
+def delete_run_command(job_id: JobId, dry_run: DryRun = False, trainer_url: TrainerUrl = TRAINER) -> None:
+    """Delete the run directory of a job that has ended: log, metrics, curves, reports, training state."""
+    from leverplus.cli.output import shown_bytes
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url) as client:
+        deleted = client.delete_run(job_id, dry_run=dry_run)
+    print(f"{'would delete' if dry_run else 'deleted'} the run of {job_id}, {shown_bytes(deleted['bytes'])}")
 
 
 def finish_job(

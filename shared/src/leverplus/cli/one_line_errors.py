@@ -11,7 +11,21 @@ from typer.core import TyperGroup
 
 from leverplus.errors import LeverPlusError, Unavailable
 
-_ORDER = ("import", "embed", "pool", "rl", "score", "train", "evaluate", "promote", "select", "jobs", "import-reference")
+_ORDER = (
+    "import",
+    "embed",
+    "pool",
+    "rl",
+    "score",
+    "train",
+    "sweep",
+    "evaluate",
+    "promote",
+    "select",
+    "jobs",
+    "checkpoints",
+    "import-reference",
+)
 
 
 def fail(error: LeverPlusError) -> NoReturn:

@@ -39,6 +39,7 @@ TrainerPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_TR
 SelectorPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_SELECTOR_PORT")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how large it is, delete nothing.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show the job's progress and its result, or only its id.")]
 
 

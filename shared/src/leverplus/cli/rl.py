@@ -13,12 +13,19 @@ from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl,
 
 if TYPE_CHECKING:
     from leverplus.fingerprint import Fingerprint
-    from leverplus.rl_data import Dropped, QueryRecord
+    from leverplus.rl_data import Dropped, InfoScoreSign, QueryRecord
 
 app = typer.Typer(help="RL data: scored pointers.", no_args_is_help=True)
 
 Source = Annotated[Path, typer.Argument(help="RL JSON or NDJSON, in any dialect.")]
 Target = Annotated[Path, typer.Argument(help="File to write; NDJSON if its name ends in .ndjson or .jsonl.")]
+OfLegacy = Annotated[
+    str | None,
+    typer.Option(
+        metavar="higher|lower",
+        help="For a legacy InfoScore file, which scores are better: higher or lower, which are negated.",
+    ),
+]
 OfDataset = Annotated[str | None, typer.Option("--dataset", help="Check the ids against this dataset.")]
 
 
@@ -68,30 +75,22 @@ def convert(
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave out what is invalid and count it, instead of refusing the file.")
     ] = False,
-    info_score: Annotated[
-        str | None,
-        typer.Option(
-            metavar="higher|lower",
-            help="For a legacy InfoScore file, which scores are better: higher or lower, which are negated.",
-        ),
-    ] = None,
+    info_score: OfLegacy = None,
     as_json: Json = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Read a file in any dialect, check it, and write it in ours; with --dataset it then says which dataset it is of."""
     from dataclasses import replace
 
-    from leverplus.errors import InvalidConfig
-    from leverplus.rl_data import Dropped, read_dropping_invalid, stream
+    from leverplus.rl_data import Dropped, stream, stream_dropping_invalid
 
     _require_folder(target)
-    if info_score not in (None, "higher", "lower"):
-        raise InvalidConfig(field="--info-score", reason=f"is {info_score!r}, expected higher or lower")
+    sign = _sign(info_score)
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
-        found, dropped = read_dropping_invalid(source, opened, info_score=info_score)
+        found, dropped = stream_dropping_invalid(source, opened, info_score=sign)
     else:
-        found, dropped = stream(source, opened, info_score=info_score), Dropped()
+        found, dropped = stream(source, opened, info_score=sign), Dropped()
     fingerprint = found.fingerprint if opened is None else replace(found.fingerprint, dataset=opened.fingerprint())
     _write(target, found.records, fingerprint, found.meta, dropped, as_json=as_json)
 
@@ -163,6 +162,16 @@ def generate(
     zero_shot: Annotated[
         bool | None, typer.Option("--zero-shot/--no-zero-shot", help="The empty pointer as well, a baseline; default yes.")
     ] = None,
+    logging_draws: Annotated[
+        int | None,
+        typer.Option(min=1, help="Independent draws of a stated mixture, the only ones with a propensity."),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Share of uniform logging draws; default 0.2 with a checkpoint, 1 without.")
+    ] = None,
+    logging_temps: Annotated[
+        list[float] | None, typer.Option("--logging-temp", help="Temperature of the others; may be repeated; default 1.0.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help="How each query's pool is made; default random.")] = None,
     k: Annotated[int | None, typer.Option("-k", "--k", min=1, help="Ids in a pool; default 64.")] = None,
     pool_seed: Annotated[int | None, typer.Option(min=0, help="Seed of the pools; default 0.")] = None,
@@ -171,7 +180,8 @@ def generate(
     gt_prob: Annotated[bool, typer.Option("--gt-prob", help="Fill vqa_gt_prob, for rewards that are made of it.")] = False,
     info_score: Annotated[bool, typer.Option("--info-score", help="Fill info_score, for reward mode hybrid.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of queries and pointers.")] = 0,
-    dry_run: Annotated[bool, typer.Option(help="Count the pointers, score none.")] = False,
+    shard_queries: Annotated[int | None, typer.Option(min=1, help="Queries that a worker takes at a time; default 500.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Count pointers, images and hours, score none.")] = False,
     wait: Wait = True,
     as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
@@ -185,7 +195,8 @@ def generate(
     chosen = {"num_beams": num_beams, "num_samples_per_temp": num_samples_per_temp, "temps": temps or None}
     chosen |= {"num_random": num_random, "num_retrieval": num_retrieval, "num_answer": num_answer, "zero_shot": zero_shot}
     pool = {"sampler": sampler, "k": k, "seed": pool_seed, "candidate_split": candidate_split}
-    chosen |= {"gt_prob": gt_prob or None, "info_score": info_score or None}
+    chosen |= {"gt_prob": gt_prob or None, "info_score": info_score or None, "shard_queries": shard_queries}
+    chosen |= {"logging": _logging(logging_draws, epsilon, logging_temps)}
     body |= _stated(chosen) | {"pool": _stated(pool)}
     with TrainerClient(trainer_url) as client:
         finish_job(client, client.generate(body), "generate", wait=wait, as_json=as_json, show=show_made)
@@ -195,6 +206,7 @@ def generate(
 def upload(
     source: Source,
     dataset: Annotated[str, typer.Option(help="The dataset its ids are of.")],
+    info_score: OfLegacy = None,
     as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
@@ -206,8 +218,9 @@ def upload(
 
     if not source.is_file():
         raise NotFound(what="file", name=str(source), hint="name an RL JSON or NDJSON file")
+    sign = _sign(info_score)
     with TrainerClient(trainer_url, timeout_s=600.0) as client:
-        uploaded = client.upload_rl_data(source, dataset)
+        uploaded = client.upload_rl_data(source, dataset, info_score=sign)
     if as_json:
         print_json(uploaded)
     else:
@@ -219,6 +232,23 @@ def _require_folder(target: Path) -> None:
 
     if not target.parent.is_dir():
         raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
+
+
+def _logging(draws: int | None, epsilon: float | None, temperatures: list[float] | None) -> dict[str, Any] | None:
+    from leverplus.errors import InvalidConfig
+
+    shape = _stated({"epsilon": epsilon, "temperatures": temperatures or None})
+    if draws is None and shape:
+        raise InvalidConfig(field="--logging-draws", reason=f"is missing, but {', '.join(shape)} of the logging draws is stated")
+    return None if draws is None else {"draws": draws, **shape}
+
+
+def _sign(text: str | None) -> InfoScoreSign | None:
+    from leverplus.errors import InvalidConfig
+
+    if text not in (None, "higher", "lower"):
+        raise InvalidConfig(field="--info-score", reason=f"is {text!r}, expected higher or lower")
+    return text
 
 
 def _bounds(text: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Commands that ask the running services: train, evaluate, promote, select."""
+"""Commands that ask the running services: train, sweep, evaluate, promote, select."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerU
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, evaluate, promote, select):
+    for command in (train, sweep, evaluate, promote, select):
         app.command()(command)
 
 
@@ -32,6 +32,49 @@ def train(
     chosen = _merged(_toml_file(config) if config is not None else {}, _assigned(assignments or []))
     with TrainerClient(trainer_url) as client:
         finish_job(client, client.train(rl_data, chosen), "train", wait=wait, as_json=as_json, show=show_made)
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="TOML file: [base.config] as for train, and [axes] of values.")],
+    rl_data: Annotated[
+        list[str] | None, typer.Option(help="Id of RL data, in place of those that the file names; may be repeated.")
+    ] = None,
+    wait: Wait = True,
+    as_json: Json = False,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Train a selector for every combination of values, and compare them in a table."""
+    from leverplus.client import TrainerClient
+    from leverplus.errors import InvalidInput
+
+    body = _toml_file(config, "CONFIG")
+    if rl_data:
+        body = _merged(body, {"base": {"rl_data": rl_data}})
+    elif not isinstance(base := body.get("base", {}), dict) or not base.get("rl_data"):
+        raise InvalidInput(f"{config} names no rl_data under [base]: name some with --rl-data")
+    with TrainerClient(trainer_url) as client:
+        finish_job(client, client.sweep(body), "sweep", wait=wait, as_json=as_json, show=_show_sweep)
+
+
+def _show_sweep(result: Mapping[str, Any]) -> None:
+    from leverplus.cli.output import print_table
+
+    measured = ("held_out_expected_accuracy", "held_out_expected_reward", "held_out_rce")
+    columns = (*result["names"], "accuracy", "reward", "RCE", "epoch", "checkpoint", "state")
+    rows: list[list[object]] = []
+    for row in result["rows"]:
+        values = [row["values"][name] for name in result["names"]]
+        numbers = [None if row[name] is None else f"{row[name]:.4f}" for name in measured]
+        rows.append([*values, *numbers, row["epoch"], row["checkpoint_id"], row["state"]])
+    print_table("Held out, the best first", columns, rows)
+    told: dict[tuple[str, str], list[str]] = {}
+    for row in result["rows"]:
+        if row["reason"]:
+            told.setdefault((row["state"], row["reason"]), []).append(row["job_id"] or f"child {row['number']}")
+    for (state, reason), named in told.items():
+        print(f"{', '.join(named)} {state}: {reason}")
+    for note in result["notes"]:
+        print(note)
 
 
 def evaluate(
@@ -134,7 +177,7 @@ def validated(model: Any, value: Mapping[str, Any]) -> Any:
         raise InvalidInput(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, found {fault['input']!r}") from exc
 
 
-def _toml_file(path: Path) -> dict[str, Any]:
+def _toml_file(path: Path, named: str = "--config") -> dict[str, Any]:
     import tomllib
 
     from leverplus.errors import InvalidConfig
@@ -142,7 +185,7 @@ def _toml_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
     except OSError as exc:
-        raise InvalidConfig(field="--config", reason=f"{path}: {exc.strerror}") from exc
+        raise InvalidConfig(field=named, reason=f"{path}: {exc.strerror}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise InvalidConfig(field=str(path), reason=f"not TOML: {exc}") from exc
 

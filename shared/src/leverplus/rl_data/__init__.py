@@ -1,6 +1,6 @@
 """RL JSON: scored pointers, a query at a time, in and out of files."""
 
-from leverplus.rl_data.cleaning import read_dropping_invalid
+from leverplus.rl_data.cleaning import stream_dropping_invalid
 from leverplus.rl_data.dropped import Dropped
 from leverplus.rl_data.filtering import Filter, filter_records
 from leverplus.rl_data.legacy import InfoScoreSign
@@ -8,7 +8,7 @@ from leverplus.rl_data.merging import merge_files
 from leverplus.rl_data.reading import RlStream, read, stream
 from leverplus.rl_data.records import Candidate, EvalMode, PoolSource, QueryRecord, RlData, merge_duplicates
 from leverplus.rl_data.report import inspect
-from leverplus.rl_data.writing import write
+from leverplus.rl_data.writing import record_lines, write, write_lines
 
 __all__ = [
     "Candidate",
@@ -25,7 +25,9 @@ __all__ = [
     "merge_duplicates",
     "merge_files",
     "read",
-    "read_dropping_invalid",
+    "record_lines",
     "stream",
+    "stream_dropping_invalid",
     "write",
+    "write_lines",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Generator, Iterator, KeysView, Mapping
+from collections.abc import Generator, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -87,13 +87,8 @@ def read(
     whether higher or lower scores are the better ones in a legacy InfoScore file, which is refused without it; lower ones change
     their sign, and `_meta.info_score_of_legacy_file` of the result keeps what was stated.
     """
-    source = open_source(Path(path), None if name is None else Path(name), info_score=info_score)
-    return read_source(source, dataset)
-
-
-def read_source(source: Source, dataset: Dataset | None = None) -> RlData:
-    """`read` of an opened file."""
-    return RlData(file_meta(source), file_fingerprint(source), list(_warning_of_unknown(source, dataset)))
+    found = stream(path, dataset, name=name, info_score=info_score)
+    return RlData(found.meta, found.fingerprint, list(found.records))
 
 
 def stream(
@@ -105,7 +100,8 @@ def stream(
 ) -> RlStream:
     """`read` a record at a time, in bounded memory; an error in a later query comes when it is reached."""
     source = open_source(Path(path), None if name is None else Path(name), info_score=info_score)
-    return RlStream(file_meta(source), file_fingerprint(source), _warning_of_unknown(source, dataset))
+    records = with_warning_of_unknown(_records(source, dataset, Notes()), source.name)
+    return RlStream(file_meta(source), file_fingerprint(source), records)
 
 
 class IndexedFile:
@@ -156,13 +152,14 @@ def file_meta(source: Source) -> dict[str, Any]:
     return {**{key: value for key, value in source.meta.items() if key not in _RESERVED_META}, **stated}
 
 
-def _warning_of_unknown(source: Source, dataset: Dataset | None) -> Generator[QueryRecord]:
+def with_warning_of_unknown(records: Iterable[QueryRecord], name: Path) -> Generator[QueryRecord]:
+    """The records, and after the last of them a warning where modes are unknown."""
     unknown = 0
-    for record in _records(source, dataset, Notes()):
+    for record in records:
         unknown += sum(candidate.vqa_eval_mode == "unknown" for candidate in record.candidates)
         yield record
     if unknown:
-        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", source.name, unknown)
+        _log.warning("%s: %d candidates do not say how they were scored (vqa_eval_mode is unknown)", name, unknown)
 
 
 def _records(source: Source, dataset: Dataset | None, notes: Notes) -> Generator[QueryRecord]:
@@ -228,7 +225,8 @@ def rows_of(place: Place, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise place.refuse(
             "id_list",
             "this is a legacy InfoScore file (id_list and score_list), which does not say which scores are the better "
-            "ones; state it: `leverplus rl convert --info-score higher` or `lower`, `rl_data.read(path, info_score=…)`",
+            "ones; state it: `--info-score higher` or `lower` of `leverplus rl convert` and `rl upload`, `info_score=` of "
+            "POST /rl-data and `rl_data.read`",
         )
     rows = entry.get("pointer_candidates")
     if not isinstance(rows, list):

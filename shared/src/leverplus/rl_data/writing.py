@@ -32,24 +32,41 @@ def write(
     Raises InvalidRlData and IdOutsidePool as `read` does, also for a query that comes twice and for no queries at all.
     """
     path = Path(path)
+    if path.suffix in (".ndjson", ".jsonl"):
+        write_lines(path, record_lines(path, records), fingerprint=fingerprint, meta=meta, fence=fence)
+        return
+    head = _head(path, fingerprint, meta)
+    with atomic_file(path, fence=fence) as stream:
+        stream.write(b"{\n")
+        for record in _checked(path, records):
+            key = str(record.query_id)
+            stream.write(orjson.dumps(key) + b": " + _dump(path, _entry(record), query=key) + b",\n")
+        stream.write(orjson.dumps(META) + b": " + _dump(path, head) + b"\n}\n")
+
+
+def write_lines(
+    path: Path, lines: Iterable[bytes], *, fingerprint: Fingerprint, meta: Mapping[str, Any], fence: Fence | None = None
+) -> None:
+    """`write` of an NDJSON file whose lines are there already, as `record_lines` made them."""
+    head = _head(path, fingerprint, meta)
+    with atomic_file(path, fence=fence) as stream:
+        stream.write(_dump(path, {META: head}) + b"\n")
+        stream.writelines(lines)
+
+
+def record_lines(path: Path, records: Iterable[QueryRecord]) -> Generator[bytes]:
+    """A line of NDJSON for each record, checked as `write` does; errors name `path`."""
+    for record in _checked(path, records):
+        line = {"query_id": record.query_id, **_entry(record)}
+        yield _dump(path, line, query=str(record.query_id)) + b"\n"
+
+
+def _head(path: Path, fingerprint: Fingerprint, meta: Mapping[str, Any]) -> dict[str, Any]:
     if clash := {"format", "version", "fingerprint"} & meta.keys():
         raise refuse_file(
             path, f"meta has the reserved keys {', '.join(sorted(clash))}; the fingerprint is an argument of its own"
         )
-    head = {**meta, "format": FORMAT, "version": VERSION, "fingerprint": fingerprint.to_json()}
-    checked = _checked(path, records)
-    with atomic_file(path, fence=fence) as stream:
-        if path.suffix in (".ndjson", ".jsonl"):
-            stream.write(_dump(path, {META: head}) + b"\n")
-            for record in checked:
-                line = {"query_id": record.query_id, **_entry(record)}
-                stream.write(_dump(path, line, query=str(record.query_id)) + b"\n")
-        else:
-            stream.write(b"{\n")
-            for record in checked:
-                key = str(record.query_id)
-                stream.write(orjson.dumps(key) + b": " + _dump(path, _entry(record), query=key) + b",\n")
-            stream.write(orjson.dumps(META) + b": " + _dump(path, head) + b"\n}\n")
+    return {**meta, "format": FORMAT, "version": VERSION, "fingerprint": fingerprint.to_json()}
 
 
 def _checked(path: Path, records: Iterable[QueryRecord]) -> Generator[QueryRecord]:

@@ -17,20 +17,44 @@ from leverplus.selector.config import TIE_TOLERANCE
 
 NEVER = float("-inf")
 
-Advance = Callable[[Tensor, Tensor], Tensor]
-"""(state [B, W, h], chosen [B, W, h]) → next state [B, W, h]."""
+
+class State(NamedTuple):
+    """What W pointers a query have come to: direction [B, W, h], of unit length, that the next candidate is compared with,
+    and memory [B, W, m], whatever else the selector keeps of what it has read."""
+
+    direction: Tensor
+    memory: Tensor
+
+    def rows(self, parent: Tensor) -> State:
+        """parent [B, V] → the state of each pointer's parent."""
+        return State(_rows(self.direction, parent), _rows(self.memory, parent))
+
+    def repeated(self, count: int) -> State:
+        """The one state of each query, `count` times."""
+        return State(self.direction.expand(-1, count, -1), self.memory.expand(-1, count, -1))
+
+
+Advance = Callable[[State, Tensor], State]
+"""(state of W pointers, chosen [B, W, h]: rows of Encoded.inputs) → state after them."""
 
 
 class Encoded(NamedTuple):
-    """A query and its pool, ready for any number of steps. All vectors have unit length.
+    """A query and its pool, ready for any number of steps.
 
-    state [B, h] · candidates [B, K, h] · open [B, K] bool: False is padding · temperature divides the cosines.
+    state: of one empty pointer a query · candidates [B, K, h], of unit length: what a direction is compared with · inputs
+    [B, K, h]: what a state is told of a candidate that was chosen · open [B, K] bool: False is padding · temperature divides
+    the cosines.
     """
 
-    state: Tensor
+    state: State
     candidates: Tensor
+    inputs: Tensor
     open: Tensor
     temperature: float
+
+    def chosen(self, positions: Tensor) -> Tensor:
+        """positions [B, W] → [B, W, h], their rows of `inputs`."""
+        return self.inputs.gather(1, positions.unsqueeze(2).expand(-1, -1, self.inputs.shape[2]))
 
 
 class Selection(NamedTuple):
@@ -76,9 +100,9 @@ def check_shots(encoded: Encoded, shots: int) -> None:
         raise InvalidConfig(field="shots", reason=f"{shots}, the smallest pool of the batch has {smallest} candidates")
 
 
-def step_logits(encoded: Encoded, state: Tensor, taken: Tensor) -> Tensor:
-    """state [B, W, h], taken [B, W, K] bool → logits [B, W, K], -inf where nothing can be chosen."""
-    logits = state @ encoded.candidates.transpose(1, 2) / encoded.temperature
+def step_logits(encoded: Encoded, direction: Tensor, taken: Tensor) -> Tensor:
+    """direction [B, W, h], taken [B, W, K] bool → logits [B, W, K], -inf where nothing can be chosen."""
+    logits = direction @ encoded.candidates.transpose(1, 2) / encoded.temperature
     return logits.masked_fill(taken | ~encoded.open.unsqueeze(1), NEVER)
 
 
@@ -102,16 +126,18 @@ def beam_search(encoded: Encoded, advance: Advance, shots: int, beam: int) -> Be
     check_shots(encoded, shots)
     if beam < 1:
         raise InvalidConfig(field="beam", reason=f"{beam}, must be at least 1")
-    batch, pool, hidden = encoded.candidates.shape
-    device = encoded.state.device
-    state = encoded.state.unsqueeze(1)
+    batch, pool = encoded.open.shape
+    device = encoded.open.device
+    state = encoded.state
     taken = torch.zeros(batch, 1, pool, dtype=torch.bool, device=device)
     positions = torch.empty(batch, 1, 0, dtype=torch.long, device=device)
-    steps = torch.empty(batch, 1, 0, dtype=encoded.state.dtype, device=device)
-    for _ in range(shots):
-        width = state.shape[1]
+    steps = torch.empty(batch, 1, 0, dtype=encoded.candidates.dtype, device=device)
+    for step in range(shots):
+        if step:
+            state = advance(state, encoded.chosen(positions[:, :, -1]))
+        width = state.direction.shape[1]
         alive = steps.sum(dim=2, keepdim=True)
-        logprobs = torch.log_softmax(step_logits(encoded, state, taken), dim=-1)
+        logprobs = torch.log_softmax(step_logits(encoded, state.direction, taken), dim=-1)
         # An empty beam can be out of candidates; its NaN must not win.
         totals = (alive + logprobs).nan_to_num(nan=NEVER, neginf=NEVER)
         kept = min(beam, width * pool)
@@ -122,8 +148,7 @@ def beam_search(encoded: Encoded, advance: Advance, shots: int, beam: int) -> Be
         positions = torch.cat([_rows(positions, parent), position.unsqueeze(2)], dim=2)
         steps = torch.cat([_rows(steps, parent), chosen_logprob.unsqueeze(2)], dim=2)
         taken = _rows(taken, parent).scatter(2, position.unsqueeze(2), True)
-        chosen = encoded.candidates.gather(1, position.unsqueeze(2).expand(-1, -1, hidden))
-        state = advance(_rows(state, parent), chosen)
+        state = state.rows(parent)
     missing = beam - positions.shape[1] if shots else 0
     positions = torch.nn.functional.pad(positions, (0, 0, 0, missing), value=-1)
     steps = torch.nn.functional.pad(steps, (0, 0, 0, missing), value=NEVER)
@@ -152,15 +177,16 @@ def sample(
         raise InvalidConfig(field="temperature", reason=f"{temperature}, must be above 0")
     if count < 1:
         raise InvalidConfig(field="count", reason=f"{count}, must be at least 1")
-    batch, pool, hidden = encoded.candidates.shape
-    device = encoded.state.device
-    state = encoded.state.unsqueeze(1).expand(-1, count, -1)
-    taken = torch.zeros(batch, count, pool, dtype=torch.bool, device=device)
+    batch, pool = encoded.open.shape
+    state = encoded.state.repeated(count)
+    taken = torch.zeros(batch, count, pool, dtype=torch.bool, device=encoded.open.device)
     positions: list[Tensor] = []
     own: list[Tensor] = []
     proposal: list[Tensor] = []
-    for _ in range(shots):
-        logits = step_logits(encoded, state, taken)
+    for step in range(shots):
+        if step:
+            state = advance(state, encoded.chosen(positions[-1][:, :, 0]))
+        logits = step_logits(encoded, state.direction, taken)
         tempered = torch.log_softmax(logits / temperature, dim=-1)
         drawn = torch.multinomial(tempered.exp().reshape(batch * count, pool), 1, generator=generator)
         position = drawn.reshape(batch, count, 1)
@@ -168,9 +194,8 @@ def sample(
         own.append(torch.log_softmax(logits, dim=-1).gather(2, position))
         proposal.append(tempered.gather(2, position))
         taken = taken.scatter(2, position, True)
-        state = advance(state, encoded.candidates.gather(1, position.expand(-1, -1, hidden)))
     if not shots:
-        nothing = encoded.state.new_empty(batch, count, 0)
+        nothing = encoded.candidates.new_empty(batch, count, 0)
         return Samples(nothing.long(), nothing, nothing.clone())
     return Samples(torch.cat(positions, dim=2), torch.cat(own, dim=2), torch.cat(proposal, dim=2))
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from leverplus.errors import InvalidCheckpoint, InvalidConfig, NotFound
 from leverplus.selector.config import SelectorConfig, StateUpdate, tensor_shapes
-from leverplus.selector.model import PointerSelectorV3, selector_from_tensors
+from leverplus.selector.model import PointerSelectorV3, with_tensors
 from leverplus.torch_files import load_plain
 
 _log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def read_reference(path_or_state_dict: Path | str | Mapping[str, Any], num_heads
             raise InvalidCheckpoint(path=name, reason=f"{key} is {tuple(tensor.shape)}, expected {shapes[key]}")
         if not bool(torch.isfinite(tensor).all()):
             raise InvalidCheckpoint(path=name, reason=f"{key} has values that are not finite")
-    return ReferenceImport(selector_from_tensors(tensors, config), prefix, (), tuple(unexpected), training)
+    return ReferenceImport(with_tensors(PointerSelectorV3(config), tensors), prefix, (), tuple(unexpected), training)
 
 
 def _load(path: Path) -> Any:

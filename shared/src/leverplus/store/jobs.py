@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Engine, RowMapping, and_, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, RowMapping, Update, and_, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from leverplus.errors import Conflict, NotFound
@@ -24,6 +24,8 @@ TERMINAL: frozenset[str] = frozenset({"succeeded", "failed", "cancelled"})
 
 HEARTBEAT_LIMIT_S = 15.0
 """A running job whose heartbeat is older than this has lost its worker."""
+CHILDREN_WITH_MESSAGES = 16
+"""So many queued children of a job have a message at a time: a job of hundreds leaves room for those that come after it."""
 MESSAGE_LIMIT_S = 5.0
 """How long a message that was sent may be on its way; one that then is not waiting in the queue is sent again."""
 
@@ -35,7 +37,10 @@ class LeaseLost(Conflict):
 
 @dataclass(frozen=True)
 class Job:
-    """A job as it stands. Times are seconds since 1970; `progress` is {phase, step, total, eta_s, …} or None."""
+    """A job as it stands. Times are seconds since 1970; `progress` is {phase, step, total, eta_s, …} or None.
+
+    `parent`: the job that this one belongs to; None for one that was asked for by itself.
+    """
 
     id: str
     kind: str
@@ -49,6 +54,7 @@ class Job:
     started_at: float | None
     finished_at: float | None
     lease_version: int
+    parent: str | None
 
 
 @dataclass(frozen=True)
@@ -70,23 +76,38 @@ class JobStore:
         self._engine = engine
 
     def create(
-        self, kind: str, config: Mapping[str, Any], *, job_id: str | None = None, idempotency_key: str | None = None
+        self,
+        kind: str,
+        config: Mapping[str, Any],
+        *,
+        job_id: str | None = None,
+        idempotency_key: str | None = None,
+        children: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
     ) -> Job:
-        """A new queued job; the earlier one for a repeated key with the same kind and config; Conflict for another config."""
+        """A new queued job; the earlier one for a repeated key with the same kind and config; Conflict for another config.
+
+        `children`: kind and config, by id, of queued jobs that belong to it; all are made or none.
+        """
         new_id = job_id or new_job_id()
-        values = {
-            "id": new_id,
-            "kind": kind,
-            "status": "queued",
-            "config": dict(config),
-            "idempotency_key": idempotency_key,
-            "cancel_requested": False,
-            "created_at": time.time(),
-            "lease_version": 0,
-        }
+        now = time.time()
+
+        def queued(job_id: str, kind: str, config: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+            fixed = {"status": "queued", "cancel_requested": False, "created_at": now, "lease_version": 0}
+            return {
+                "id": job_id,
+                "kind": kind,
+                "config": dict(config),
+                "idempotency_key": None,
+                "parent": None,
+                **fixed,
+                **values,
+            }
+
+        rows = [queued(new_id, kind, config, idempotency_key=idempotency_key)]
+        rows += [queued(child_id, *child, parent=new_id) for child_id, child in (children or {}).items()]
         try:
             with self._engine.begin() as connection:
-                connection.execute(insert(jobs).values(values))
+                connection.execute(insert(jobs), rows)
         except IntegrityError:
             earlier = self.find_by_key(idempotency_key) if idempotency_key else None
             if earlier is None:
@@ -109,15 +130,33 @@ class JobStore:
             raise NotFound(what="job", name=job_id, hint="GET /jobs lists them")
         return _job(row)
 
-    def list(self, *, kind: str | None = None, status: str | None = None, limit: int = 100) -> list[Job]:
-        """Newest first."""
+    def list(
+        self,
+        *,
+        kind: str | None = None,
+        without_kind: str | None = None,
+        status: str | None = None,
+        parent: str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Newest first; a job stands before those that belong to it."""
         statement = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit)
         if kind is not None:
             statement = statement.where(jobs.c.kind == kind)
+        if without_kind is not None:
+            statement = statement.where(jobs.c.kind != without_kind)
         if status is not None:
             statement = statement.where(jobs.c.status == status)
+        if parent is not None:
+            statement = statement.where(jobs.c.parent == parent)
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(statement).mappings()]
+
+    def unfinished(self) -> list[Job]:
+        """Every job that is queued or running."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(select(jobs).where(jobs.c.status.not_in(TERMINAL)).order_by(jobs.c.created_at, jobs.c.id))
+            return [_job(row) for row in rows.mappings()]
 
     def claim(self, job_id: str, owner: str) -> Lease | None:
         """The lease on a queued job or on a running one whose worker is gone; None where it is not to be had."""
@@ -181,27 +220,44 @@ class JobStore:
         )
 
     def request_cancel(self, job_id: str) -> Job:
-        """A queued job, and one whose worker is gone, is cancelled at once, a running one by its worker; an ended one stays."""
+        """A queued job, and one whose worker is gone, is cancelled at once, a running one by its worker; an ended one stays.
+
+        With it those that belong to it.
+        """
+        self._cancel(or_(jobs.c.id == job_id, jobs.c.parent == job_id))
+        return self.get(job_id)
+
+    def cancel_children(self, job_id: str) -> None:
+        """The same for those that belong to a job, without the job."""
+        self._cancel(jobs.c.parent == job_id)
+
+    def _cancel(self, whose: ColumnElement[bool]) -> None:
         orphaned = and_(jobs.c.status == "running", jobs.c.heartbeat_at < time.time() - HEARTBEAT_LIMIT_S)
         with self._engine.begin() as connection:
             connection.execute(
                 update(jobs)
-                .where(jobs.c.id == job_id, or_(jobs.c.status == "queued", orphaned))
+                .where(whose, or_(jobs.c.status == "queued", orphaned))
                 .values(status="cancelled", cancel_requested=True, finished_at=time.time())
             )
-            connection.execute(update(jobs).where(jobs.c.id == job_id, jobs.c.status == "running").values(cancel_requested=True))
-        return self.get(job_id)
+            connection.execute(update(jobs).where(whose, jobs.c.status == "running").values(cancel_requested=True))
 
     def resume(self, job_id: str) -> Job:
-        """Queues a failed or cancelled job again; Conflict for one that is not ended, or that succeeded."""
+        """Queues a failed or cancelled job again, and with it those of its own that failed or were cancelled.
+
+        Conflict for one that is not ended, or that succeeded.
+        """
+
+        def again(whose: ColumnElement[bool]) -> Update:
+            ended = jobs.c.status.in_(("failed", "cancelled"))
+            values = {"status": "queued", "cancel_requested": False, "error": None, "finished_at": None, "enqueued_at": None}
+            return update(jobs).where(whose, ended).values(values)
+
         with self._engine.begin() as connection:
-            changed = connection.execute(
-                update(jobs)
-                .where(jobs.c.id == job_id, jobs.c.status.in_(("failed", "cancelled")))
-                .values(status="queued", cancel_requested=False, error=None, finished_at=None, enqueued_at=None)
-            )
+            is_changed = connection.execute(again(jobs.c.id == job_id)).rowcount > 0
+            if is_changed:
+                connection.execute(again(jobs.c.parent == job_id))
         job = self.get(job_id)
-        if changed.rowcount == 0:
+        if not is_changed:
             raise Conflict(f"job {job_id} is {job.status}; only a failed or cancelled job can be resumed")
         return job
 
@@ -210,16 +266,24 @@ class JobStore:
             connection.execute(update(jobs).where(jobs.c.id == job_id).values(enqueued_at=time.time()))
 
     def to_enqueue(self) -> list[Job]:
-        """Jobs that need a message unless one waits: queued or running without a heartbeat, and sent none of late."""
+        """Jobs that need a message unless one waits: queued or running without a heartbeat, and sent none of late.
+
+        Of a job's queued children the first CHILDREN_WITH_MESSAGES.
+        """
         now = time.time()
         no_recent_message = or_(jobs.c.enqueued_at.is_(None), jobs.c.enqueued_at < now - MESSAGE_LIMIT_S)
         orphaned = and_(
             jobs.c.status == "running",
             jobs.c.heartbeat_at < now - HEARTBEAT_LIMIT_S,
         )
-        statement = select(jobs).where(no_recent_message, or_(jobs.c.status == "queued", orphaned))
+        in_line = func.row_number().over(partition_by=jobs.c.parent, order_by=(func.length(jobs.c.id), jobs.c.id))
+        waiting = (
+            select(jobs.c.id, in_line.label("place")).where(jobs.c.status == "queued", jobs.c.parent.is_not(None)).subquery()
+        )
+        in_turn = and_(jobs.c.status == "queued", or_(jobs.c.parent.is_(None), waiting.c.place <= CHILDREN_WITH_MESSAGES))
+        statement = select(jobs).outerjoin(waiting, waiting.c.id == jobs.c.id).where(no_recent_message, or_(in_turn, orphaned))
         with self._engine.connect() as connection:
-            return [_job(row) for row in connection.execute(statement.order_by(jobs.c.created_at)).mappings()]
+            return [_job(row) for row in connection.execute(statement.order_by(jobs.c.created_at, jobs.c.id)).mappings()]
 
     def _write(self, lease: Lease, **values: Any) -> None:
         with self._engine.begin() as connection:

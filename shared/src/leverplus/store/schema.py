@@ -69,5 +69,8 @@ jobs = Table(
     Column("heartbeat_at", Float),
     Column("lease_owner", String(255)),
     Column("lease_version", Integer, nullable=False),
+    Column("parent", String(64)),
     Index("ix_jobs_status", "status", "created_at"),
+    Index("ix_jobs_parent", "parent"),
 )
+"""`parent` is the id of the job that this one belongs to."""

@@ -7,25 +7,29 @@ import contextvars
 import logging
 import secrets
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from socket import socket
 from typing import Any
 
 import uvicorn
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.datastructures import QueryParams
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
 from leverplus.errors import InvalidInput, shorten
 from leverplus.web.body_limit import BodyLimit
-from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers
+from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, problem, problem_response
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
 
 _ACCEPTED_ID_LENGTH = 128
+_COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
 _NOT_STARTED = 3
@@ -40,6 +44,9 @@ def create_service(
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
     repeatable: Collection[str] = (),
+    registry: CollectorRegistry | None = None,
+    innermost: Collection[Middleware] = (),
+    routers: Collection[APIRouter] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -56,14 +63,19 @@ def create_service(
         lifespan=lifespan,
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
-        dependencies=[Depends(_refuse_repeated_parameters)],
     )
-    app.state.registry = CollectorRegistry()
+    app.state.registry = registry or CollectorRegistry()
     app.state.stopping = stopping
-    app.state.repeatable = frozenset(repeatable)
     install_problem_handlers(app)
+    for middleware in innermost:
+        app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
+    app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
+
+    # Before the probes: a route is found by trying one after the other.
+    for router in routers:
+        app.include_router(router)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
@@ -128,14 +140,23 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-async def _refuse_repeated_parameters(request: Request) -> None:
-    if b"&" not in request.scope["query_string"]:
-        return
-    lists: frozenset[str] = request.app.state.repeatable
-    names = [name for name, _ in request.query_params.multi_items() if name not in lists]
-    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        given = ", ".join(repr(shorten(value)) for value in request.query_params.getlist(repeated[0])[:4])
-        raise InvalidInput(f"query parameter {shorten(repeated[0])!r} is given more than once ({given}); give it once")
+class _SingleParameters:
+    """Refuses a query parameter that is given twice, but for the `repeatable` ones."""
+
+    def __init__(self, app: ASGIApp, repeatable: Collection[str]) -> None:
+        self._app = app
+        self._repeatable = frozenset(repeatable)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and b"&" in scope["query_string"]:
+            given = QueryParams(scope["query_string"])
+            names = [name for name, _ in given.multi_items() if name not in self._repeatable]
+            if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+                values = ", ".join(repr(shorten(value)) for value in given.getlist(repeated[0])[:4])
+                reason = f"query parameter {shorten(repeated[0])!r} is given more than once ({values}); give it once"
+                await problem_response(problem(InvalidInput(reason)))(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class _Observed:
@@ -144,6 +165,7 @@ class _Observed:
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
         labels = ["method", "route", "status"]
+        self._counters: dict[tuple[str | int, ...], Counter] = {}
         self._requests = Counter("leverplus_http_requests", "HTTP requests", labels, registry=registry)
         self._seconds = Histogram("leverplus_http_request_seconds", "Seconds to the response's start", registry=registry)
 
@@ -160,11 +182,21 @@ class _Observed:
                 message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode("latin-1"))]
                 route = scope.get("route")
                 path = route.path if isinstance(route, APIRoute) else "none"
-                self._requests.labels(scope["method"], path, message["status"]).inc()
+                self._count(scope["method"], path, message["status"])
             await send(message)
 
+        started = time.perf_counter()
         try:
-            with self._seconds.time():
-                await self._app(scope, receive, observed_send)
+            await self._app(scope, receive, observed_send)
         finally:
+            self._seconds.observe(time.perf_counter() - started)
             request_id.reset(token)
+
+    def _count(self, *labels: str | int) -> None:
+        counter = self._counters.get(labels)
+        if counter is None:
+            counter = self._requests.labels(*labels)
+            # Methods are the client's to invent.
+            if len(self._counters) < _COUNTERS_KEPT:
+                self._counters[labels] = counter
+        counter.inc()

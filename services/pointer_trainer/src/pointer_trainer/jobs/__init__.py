@@ -10,8 +10,10 @@ from pointer_trainer.context import JobContext, JobFunction
 
 EMBED = "embed"
 GENERATE = "generate"
+GENERATE_SHARD = "generate-shard"
 TRAIN = "train"
 EVALUATE = "evaluate"
+SWEEP = "sweep"
 
 
 def _imported(module: str, function: str) -> JobFunction:
@@ -24,6 +26,8 @@ def _imported(module: str, function: str) -> JobFunction:
 JOB_FUNCTIONS: Mapping[str, JobFunction] = {
     EMBED: _imported("pointer_trainer.jobs.embed", "embed"),
     GENERATE: _imported("pointer_trainer.jobs.generate", "generate"),
+    GENERATE_SHARD: _imported("pointer_trainer.jobs.generate", "generate_shard"),
     TRAIN: _imported("pointer_trainer.jobs.train", "train_selector"),
     EVALUATE: _imported("pointer_trainer.jobs.evaluate", "evaluate"),
+    SWEEP: _imported("pointer_trainer.jobs.sweep", "sweep"),
 }

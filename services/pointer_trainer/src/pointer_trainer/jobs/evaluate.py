@@ -17,7 +17,7 @@ from leverplus.evaluation import Cell, Evaluation, accuracy_table, difference_ta
 from leverplus.files import atomic_file, write_json
 from leverplus.fingerprint import Fingerprint, PartName
 from leverplus.ids import ItemId
-from leverplus.policies import V3Policy
+from leverplus.policies import selector_policy
 from leverplus.pools import Pools
 from pointer_trainer.context import JobContext
 from pointer_trainer.pool_check import evaluation_policy
@@ -55,8 +55,8 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     pools = Pools(dataset, embeddings, evaluation_policy(request, infos))
     own = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
     _require_same(infos, own, ("dataset", "pool"))
-    policies = [V3Policy(tensors, info.selector_config) for tensors, info in loaded]
-    selectors = dict(zip(selector_names(request.checkpoints), policies, strict=True))
+    policies = [selector_policy(tensors, info.selector_config) for tensors, info in loaded]
+    selectors = dict(zip(selector_names(infos), policies, strict=True))
     systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
     query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
     with Replicas(context.scorer_urls) as replicas:

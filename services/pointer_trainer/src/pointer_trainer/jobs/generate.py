@@ -1,56 +1,129 @@
-"""Making RL data: candidate pointers of every query, scored by the VLM."""
+"""Making RL data: candidate pointers of every query, scored by the VLM, shard by shard.
+
+A generation of several shards has a child job for each: any worker takes them, and whoever has the generation runs those that
+wait. Its shards are files in its run directory until the RL data are there.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
-from itertools import chain
+from pathlib import Path
 from typing import Any
 
+import orjson
 import torch
 
 import leverplus
 from leverplus import rl_data
-from leverplus.checkpoints import load_checkpoint
-from leverplus.dataset import Dataset
-from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput
-from leverplus.files import write_json
+from leverplus.files import remove_folder, write_json
 from leverplus.fingerprint import Fingerprint
-from leverplus.ids import ItemId
-from leverplus.pools import Pools
-from leverplus.rl_data import Candidate, QueryRecord
-from leverplus.scoring import ScoredCandidate
-from leverplus.selector import PointerSelectorV3
-from leverplus.selector.model import selector_from_tensors
-from pointer_trainer.candidates import mixture_weights
-from pointer_trainer.context import JobContext
-from pointer_trainer.proposals import Proposal, initialised_selector, propose
-from pointer_trainer.query_sample import sample_queries
+from leverplus.store import Job
+from pointer_trainer.children import run_children
+from pointer_trainer.context import Children, JobContext
+from pointer_trainer.dry_run import estimate
+from pointer_trainer.errors import ShardFailed
+from pointer_trainer.generation import Generation, close_generation, open_generation
+from pointer_trainer.proposals import logging_mixture
 from pointer_trainer.replicas import Replicas
-from pointer_trainer.requests import GenerateRequest
-from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
+from pointer_trainer.requests import GenerateRequest, ShardConfig
+from pointer_trainer.scored_queries import ModeCounts, Scorer
+from pointer_trainer.scored_shards import write_shard
+from pointer_trainer.shards import Shard, ShardTail, cut, lines, read_tail
+
+_SHARDS = "shards"
+_RESULT = "result.json"
 
 
 def generate(context: JobContext) -> dict[str, Any]:
-    """Writes rl-data/rl-<job's suffix>.ndjson, whole or not at all, and returns its id, report and counts."""
+    """Writes rl-data/rl-<job's suffix>.ndjson, whole or not at all, and returns its id, report and counts.
+
+    A later run of the job goes on with the shards that are missing. ShardFailed where one failed; the others are ended then.
+    """
     torch.set_num_threads(context.threads)
     request = GenerateRequest.model_validate(context.config)
-    root = context.data_root
-    dataset = Dataset.open(root.dataset(request.dataset))
-    embeddings = Embeddings.open(root.embeddings(request.dataset), dataset)
-    pools = Pools(dataset, embeddings, request.pool.policy())
-    own = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
-    selector, origin = _selector(context, request, own, embeddings.manifest.d_model)
-    query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
-    proposals = propose(selector, embeddings, pools, query_ids, request)
-    if request.dry_run:
-        return _count(context, proposals, len(query_ids))
-    rl_data_id = f"rl-{context.suffix}"
-    counts = ModeCounts()
-    bare: list[ItemId] = []
+    try:
+        generation = open_generation(context.data_root, request)
+        if request.dry_run:
+            return estimate(context, generation)
+        result = context.run_folder / _RESULT
+        if not (result.is_file() and _rl_data(context).is_file()):
+            shards = cut(generation.query_ids, request.shard_queries, context.run_folder / _SHARDS)
+            _run_all(context, generation, shards)
+            write_json(result, _finish(context, generation, shards), fence=context.fence)
+        remove_folder(context.run_folder / _SHARDS)
+        return orjson.loads(result.read_bytes())
+    finally:
+        close_generation()
+
+
+def generate_shard(context: JobContext) -> dict[str, Any]:
+    """One shard of the job that this one belongs to."""
+    torch.set_num_threads(context.threads)
+    assert context.parent is not None, "a shard belongs to a generation"
+    generation = open_generation(context.data_root, GenerateRequest.model_validate(context.parent.config))
+    folder = context.data_root.run(context.parent.id) / _SHARDS
+    shards = cut(generation.query_ids, generation.request.shard_queries, folder)
+    shard = shards[ShardConfig.model_validate(context.config).shard - 1]
+    tail = _done(context, generation, shards, shard)
+    return {"queries": tail.queries, "queries_without_candidates": tail.without_candidates, "scores": tail.scores.to_json()}
+
+
+def _run_all(context: JobContext, generation: Generation, shards: Sequence[Shard]) -> None:
+    """Returns when every shard is done."""
+    children = context.children
+    if children is not None and children.list():
+        _run_children(context, children, generation, shards)
+    before = 0
+    for shard in shards:
+        # With children it is one whose file was deleted since.
+        if not shard.is_done:
+            _done(context, generation, shards, shard, before=before, total=len(generation.query_ids))
+        before += len(shard.query_ids)
+
+
+def _run_children(context: JobContext, children: Children, generation: Generation, shards: Sequence[Shard]) -> None:
+    total = len(generation.query_ids)
+
+    def tell(jobs: Sequence[Job]) -> None:
+        done, scores = 0, ModeCounts()
+        for job, shard in zip(jobs, shards, strict=True):
+            told = (job.result or {}).get("scores") or job.progress or {}
+            done += len(shard.query_ids) if job.result is not None else int((job.progress or {}).get("step", 0))
+            scores.add_json(told)
+        states = {f"shards_{state}": sum(job.status == state for job in jobs) for state in ("succeeded", "running")}
+        context.progress("score", done, total, {**scores.to_json(), "shards": len(shards), **states})
+
+    ended = zip(run_children(context, children, tell, until_failure=True), shards, strict=True)
+    unmade = [(job, shard) for job, shard in ended if job.status != "succeeded"]
+    if unmade:
+        # One that failed tells more than those that were cancelled for it.
+        job, shard = next((pair for pair in unmade if pair[0].status == "failed"), unmade[0])
+        reason = (job.error or {}).get("detail", job.status)
+        raise ShardFailed(job_id=context.job_id, shard=shard.number, shards=len(shards), child=job.id, reason=reason)
+
+
+def _done(
+    context: JobContext,
+    generation: Generation,
+    shards: Sequence[Shard],
+    shard: Shard,
+    *,
+    before: int = 0,
+    total: int | None = None,
+) -> ShardTail:
+    """The shard's tail, of its file or of what is made now. Progress is told in queries: those of it, or of `total` with `before`
+    of them done."""
+    count = len(shard.query_ids) if total is None else total
+    if shard.is_done:
+        context.step("score", before + len(shard.query_ids), count)
+        return read_tail(shard)
+    request = generation.request
+
+    def tell(done: int, counts: ModeCounts) -> None:
+        context.step("score", before + done, count, **counts.to_json())
+
     with Replicas(context.scorer_urls) as replicas:
         scorer = Scorer(
             replicas,
@@ -60,26 +133,52 @@ def generate(context: JobContext) -> dict[str, Any]:
             gt_prob=request.gt_prob,
             info_score=request.info_score,
             check=context.check,
+            fingerprint=_scored_under(shards),
         )
-        with closing(_scored(context, dataset, proposals, scorer, counts, len(query_ids), bare)) as records:
-            first = next(records, None)
-            if first is None:
-                asked = f"none of the {len(query_ids)} queries has a candidate from {_sources(request)}"
-                raise InvalidInput(f"{asked}; ask for other sources")
-            found = scorer.fingerprint or Fingerprint()
-            own.require_same(found, subject="the scorer's answer", parts=("dataset",))
-            rl_data.write(
-                root.rl_data(rl_data_id),
-                chain([first], records),
-                fingerprint=replace(own, generation=found.generation, metric=found.metric),
-                meta=_meta(context, request, pools, origin),
-                fence=context.fence,
-            )
+        return write_shard(shard, generation, scorer, tell, fence=context.fence)
+
+
+def _scored_under(shards: Sequence[Shard]) -> Fingerprint | None:
+    """The scorer's fingerprint in the first shard that is done; None before there is one."""
+    for shard in shards:
+        if shard.is_done and (found := read_tail(shard).fingerprint).generation is not None:
+            return Fingerprint(dataset=found.dataset, generation=found.generation, metric=found.metric)
+    return None
+
+
+def _finish(context: JobContext, generation: Generation, shards: Sequence[Shard]) -> dict[str, Any]:
+    """Puts the shards' lines one behind the other, and reports on them."""
+    tails = [read_tail(shard) for shard in shards]
+    scored = [tail for tail in tails if tail.queries]
+    if not scored:
+        asked = f"none of the {len(generation.query_ids)} queries has a candidate from {_sources(generation.request)}"
+        raise InvalidInput(f"{asked}; ask for other sources")
+    fingerprint = scored[0].fingerprint
+    counts = ModeCounts()
+    for shard, tail in zip(shards, tails, strict=True):
+        subject = f"shard {shard.number} of {len(shards)}, beside the first,"
+        fingerprint.require_same(tail.fingerprint, subject=subject)
+        counts.add_json(tail.scores.to_json())
+
+    def all_lines() -> Generator[bytes]:
+        for shard, tail in zip(shards, tails, strict=True):
+            yield from lines(shard, tail)
+            context.step("write", shard.number, len(shards), **counts.to_json())
+
+    path = _rl_data(context)
+    with closing(all_lines()) as written:
+        rl_data.write_lines(path, written, fingerprint=fingerprint, meta=_meta(context, generation), fence=context.fence)
     for warning in counts.warnings:
         context.logger.warning(warning)
-    report = rl_data.inspect(root.rl_data(rl_data_id))
+    report = rl_data.inspect(path)
     write_json(context.run_folder / "report.json", report, fence=context.fence)
-    return {"rl_data_id": rl_data_id, "report": report, "scores": counts.to_json(), "queries_without_candidates": len(bare)}
+    bare = sum(tail.without_candidates for tail in tails)
+    made = {"rl_data_id": path.stem, "report": report, "scores": counts.to_json()}
+    return {**made, "queries_without_candidates": bare, "shards": len(shards)}
+
+
+def _rl_data(context: JobContext) -> Path:
+    return context.data_root.rl_data(f"rl-{context.suffix}")
 
 
 def _sources(request: GenerateRequest) -> str:
@@ -87,102 +186,20 @@ def _sources(request: GenerateRequest) -> str:
     return ", ".join(f"{name} {value}" for name, value in asked.items())
 
 
-def _selector(
-    context: JobContext, request: GenerateRequest, own: Fingerprint, d_model: int
-) -> tuple[PointerSelectorV3, dict[str, Any]]:
-    if request.checkpoint is None:
-        return initialised_selector(d_model, request.seed)
-    tensors, info = load_checkpoint(context.data_root.checkpoint(request.checkpoint))
-    info.fingerprint.require_same(
-        own, subject=f"what checkpoint {request.checkpoint!r} is to choose from", parts=("dataset", "pool")
-    )
-    origin = {"source": "checkpoint", "checkpoint": request.checkpoint, "model_sha256": info.model_sha256}
-    return selector_from_tensors(tensors, info.selector_config), origin
-
-
-def _scored(
-    context: JobContext,
-    dataset: Dataset,
-    proposals: Iterable[Proposal],
-    scorer: Scorer,
-    counts: ModeCounts,
-    total: int,
-    bare: list[ItemId],
-) -> Generator[QueryRecord]:
-    """Records in the queries' order; progress after every answer of the scorer. Queries without candidates go to `bare`."""
-    waiting: dict[int, Proposal] = {}
-
-    def asked() -> Generator[AskedQuery]:
-        for proposal in proposals:
-            if not proposal.candidates:
-                bare.append(proposal.query_id)
-                continue
-            waiting[proposal.query_id] = proposal
-            yield AskedQuery(proposal.query_id, tuple(candidate.pointer for candidate in proposal.candidates))
-
-    context.step("score", 0, total, **counts.to_json())
-    done = 0
-    with closing(scorer.score(asked())) as batches:
-        for batch in batches:
-            counts.add(batch.stats)
-            for query, scores in batch.queries:
-                yield _record(dataset, waiting.pop(query.query_id), scores)
-            done += len(batch.queries)
-            context.step("score", done + len(bare), total, **counts.to_json())
-
-
-def _record(dataset: Dataset, proposal: Proposal, scores: Iterable[ScoredCandidate]) -> QueryRecord:
-    item = dataset.item(proposal.query_id)
-    query = {
-        "query_id": str(proposal.query_id),
-        "question_id": item.question_id,
-        "image_id": item.image_id,
-        "question": item.question,
-        "gt_answers_raw": list(item.answers),
-    }
-    candidates = tuple(_with_score(candidate, score) for candidate, score in zip(proposal.candidates, scores, strict=True))
-    return QueryRecord(proposal.query_id, query, proposal.pool, candidates)
-
-
-def _with_score(candidate: Candidate, score: ScoredCandidate) -> Candidate:
-    return replace(
-        candidate,
-        vqa_raw_generation=score.vqa_raw_generation,
-        vqa_pred_answer=score.vqa_pred_answer,
-        vqa_correct=score.vqa_correct,
-        vqa_acc_score=score.vqa_acc_score,
-        vqa_eval_mode=score.vqa_eval_mode,
-        vqa_gt_prob=score.vqa_gt_prob,
-        info_score=score.info_score,
-    )
-
-
-def _meta(context: JobContext, request: GenerateRequest, pools: Pools, origin: dict[str, Any]) -> dict[str, Any]:
+def _meta(context: JobContext, generation: Generation) -> dict[str, Any]:
+    request = generation.request
     return {
         "job_id": context.job_id,
         "code_version": leverplus.__version__,
         "request": request.model_dump(mode="json"),
-        "pool_policy": pools.policy.to_json(),
-        "selector": origin,
+        "pool_policy": generation.pools.policy.to_json(),
+        "selector": generation.origin,
         "logging_mixture": {
-            "weights": mixture_weights(request.temps, request.num_samples_per_temp, request.num_random),
-            "meaning": "share of the draws of each length; propensity is a pointer's probability in one draw of this mixture",
+            "weights": logging_mixture(request),
+            "draws": None if request.logging is None else request.logging.draws,
+            "independent": request.logging is not None,
+            "meaning": "propensity is a pointer's probability in one draw of this mixture, among pointers of its length; count "
+            "is how many of the draws it was. Independent: the part of each draw is drawn by these weights; otherwise every "
+            "query has them in these shares exactly. What is not drawn from it has no propensity",
         },
-    }
-
-
-def _count(context: JobContext, proposals: Iterable[Proposal], total: int) -> dict[str, Any]:
-    """What would be scored."""
-    methods: Counter[str] = Counter()
-    shots: Counter[int] = Counter()
-    for number, proposal in enumerate(proposals):
-        methods.update(candidate.gen_method or "unknown" for candidate in proposal.candidates)
-        shots.update(len(candidate.pointer) for candidate in proposal.candidates)
-        context.step("count", number + 1, total)
-    return {
-        "dry_run": True,
-        "queries": total,
-        "pointers": methods.total(),
-        "gen_methods": dict(methods.most_common()),
-        "shots": {str(count): shots[count] for count in sorted(shots)},
     }

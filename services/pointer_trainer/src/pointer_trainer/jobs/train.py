@@ -18,6 +18,7 @@ from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import RlData
 from pointer_trainer.context import JobContext
 from pointer_trainer.metrics_writers import open_writers
+from pointer_trainer.phases import SUFFIXES
 from pointer_trainer.requests import TrainRequest
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.train_config import read_train_config
@@ -25,7 +26,7 @@ from pointer_trainer.training import train
 
 
 def train_selector(context: JobContext) -> dict[str, Any]:
-    """Trains and saves checkpoint ckpt-<job's suffix>, and the one of GRPO as ckpt-<job's suffix>-grpo.
+    """Trains and saves checkpoint ckpt-<job's suffix>, and those of phases around it as ckpt-<job's suffix>-<phase>.
 
     A run that finds the first saved by an earlier run of the job, which wrote it last, returns what is there.
     """
@@ -33,11 +34,12 @@ def train_selector(context: JobContext) -> dict[str, Any]:
     request = TrainRequest.model_validate(context.config)
     root = context.data_root
     checkpoint_id = f"ckpt-{context.suffix}"
-    grpo_id = f"{checkpoint_id}-grpo"
-    if not root.checkpoint(checkpoint_id).exists():
-        # Left by a run of this job that ended between its two checkpoints.
-        context.fence()
-        remove_folder(root.checkpoint(grpo_id))
+    folders = [root.checkpoint(f"{checkpoint_id}{suffix}") for suffix in SUFFIXES]
+    if not folders[0].exists():
+        # Left by a run of this job that ended between its checkpoints.
+        for folder in folders[1:]:
+            context.fence()
+            remove_folder(folder)
         fingerprint = open_heads(root, request.rl_data)
         if fingerprint.dataset is None:
             raise InvalidRlData(file=request.rl_data[0], query=None, field="_meta", reason="names no dataset; upload it again")
@@ -68,7 +70,7 @@ def train_selector(context: JobContext) -> dict[str, Any]:
                 fence=context.fence,
                 watchers=watchers,
             )
-    infos = [read_info(root.checkpoint(name)) for name in (checkpoint_id, grpo_id) if root.checkpoint(name).exists()]
+    infos = [read_info(folder) for folder in folders if folder.exists()]
     recommended = next((info for info in infos if info.metrics.get("recommended")), infos[0])
     return {
         "checkpoint_id": recommended.checkpoint_id,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from leverplus.checkpoints import list_checkpoints, load_checkpoint
 from leverplus.deployments import Deployment, list_deployments, promote, rollback
 from leverplus.selector_health import checkpoint_health, health_warnings
-from pointer_trainer.requests import PromoteRequest, RollbackRequest
+from pointer_trainer.deletion import Deleted, Kept, delete_checkpoint, prune_checkpoints
+from pointer_trainer.requests import PromoteRequest, PruneRequest, RollbackRequest
 from pointer_trainer.routes.broken import Broken, BrokenList
 from pointer_trainer.state import State
 
 logger = logging.getLogger("pointer_trainer")
 
 router = APIRouter(tags=["checkpoints"])
+
+DryRun = Annotated[bool, Query(description="say what would go, delete nothing")]
 
 
 class CheckpointList(BaseModel):
@@ -27,6 +31,15 @@ class CheckpointList(BaseModel):
 
 class DeploymentList(BaseModel):
     deployments: list[Deployment]
+
+
+class Pruned(BaseModel):
+    """`deleted`: what went, or with `dry_run` would go; `bytes`: all of it together."""
+
+    deleted: list[Deleted]
+    kept: list[Kept]
+    bytes: int
+    dry_run: bool
 
 
 @router.get("/checkpoints")
@@ -52,6 +65,22 @@ def promote_checkpoint(checkpoint_id: str, body: PromoteRequest, state: State) -
     for warning in health_warnings(health):
         logger.warning("checkpoint %s: %s", checkpoint_id, warning)
     return promote(root, body.alias, checkpoint_id, by=body.by, reason=body.reason, health=health)
+
+
+@router.delete("/checkpoints/{checkpoint_id}")
+def delete_one_checkpoint(checkpoint_id: str, state: State, dry_run: DryRun = False) -> Deleted:
+    """Deletes a checkpoint. 409 names what needs it: an alias that serves it or would roll back to it, or an unfinished job."""
+    return delete_checkpoint(state.data_root, state.jobs, checkpoint_id, dry_run=dry_run)
+
+
+@router.post("/checkpoints/prune")
+def prune(body: PruneRequest, state: State) -> Pruned:
+    """Deletes every checkpoint that meets all conditions and that nothing needs; `kept` says why others stay."""
+    before = None if body.older_than_days is None else datetime.now(UTC) - timedelta(days=body.older_than_days)
+    deleted, kept = prune_checkpoints(
+        state.data_root, state.jobs, keep_best=body.keep_best, created_before=before, dry_run=body.dry_run
+    )
+    return Pruned(deleted=deleted, kept=kept, bytes=sum(one.bytes for one in deleted), dry_run=body.dry_run)
 
 
 @router.get("/deployments")

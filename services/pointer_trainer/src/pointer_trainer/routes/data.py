@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from anyio import open_file, to_thread
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from leverplus.dataset import Dataset, DatasetInfo
 from leverplus.errors import InvalidInput, LeverPlusError
 from leverplus.files import remove_folder
+from leverplus.rl_data import InfoScoreSign
 from pointer_trainer.errors import UploadTooLarge
 from pointer_trainer.rl_files import head, take_in, upload_folder
 from pointer_trainer.routes.broken import Broken, BrokenList
@@ -55,10 +57,15 @@ async def upload_rl_data(
     state: State,
     dataset: Annotated[str, Query(description="the dataset its ids are of")],
     name: Annotated[str, Query(min_length=1, max_length=255, description="what errors call the file")] = "upload",
+    info_score: Annotated[
+        InfoScoreSign | None,
+        Query(description="of a legacy InfoScore file, which scores are better; lower ones are negated. Refused with any other"),
+    ] = None,
 ) -> Uploaded:
     """Takes an RL JSON or NDJSON file as the raw body, checks it against the dataset, and keeps it. Equal contents: equal id."""
     await to_thread.run_sync(lambda: Dataset.open(state.data_root.dataset(dataset), verify=False))
     folder = await to_thread.run_sync(upload_folder, state.data_root)
+    take = partial(take_in, info_score=info_score)
     try:
         uploaded = folder / "upload"
         limit = state.settings.max_upload_mib * 1024 * 1024
@@ -71,7 +78,7 @@ async def upload_rl_data(
                 await stream.write(chunk)
         if size == 0:
             raise InvalidInput("the body is empty; send the file's bytes, e.g. curl --data-binary @file.json")
-        rl_data_id, report = await to_thread.run_sync(take_in, uploaded, state.data_root, dataset, name)
+        rl_data_id, report = await to_thread.run_sync(take, uploaded, state.data_root, dataset, name)
     finally:
         await to_thread.run_sync(remove_folder, folder)
     return Uploaded(rl_data_id=rl_data_id, report=report)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
@@ -10,15 +12,20 @@ from sse_starlette import EventSourceResponse
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
+from leverplus.deployments import deletions_locked_out
 from leverplus.embeddings import EmbeddingManifest, read_manifest
-from leverplus.errors import NotFound
+from leverplus.errors import InvalidConfig, NotFound
 from leverplus.store import Job
+from pointer_trainer.deletion import Deleted, delete_run
 from pointer_trainer.events import job_events
-from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, TRAIN
+from pointer_trainer.grid import read_grid
+from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, GENERATE_SHARD, SWEEP, TRAIN
 from pointer_trainer.pool_check import check_contract, check_pools, evaluation_policy
 from pointer_trainer.query_sample import sample_queries
-from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, TrainRequest
+from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, SweepConfig, SweepRequest, TrainRequest
+from pointer_trainer.reward_needs import unmet_needs
 from pointer_trainer.rl_files import open_heads
+from pointer_trainer.shards import shard_count
 from pointer_trainer.state import State, TrainerState
 from pointer_trainer.submission import enqueue, submit
 from pointer_trainer.train_config import read_train_config
@@ -31,6 +38,9 @@ IdempotencyKey = Annotated[
 ]
 
 
+DryRun = Annotated[bool, Query(description="say what would go, delete nothing")]
+
+
 class Accepted(BaseModel):
     job_id: str
 
@@ -39,8 +49,21 @@ class JobList(BaseModel):
     jobs: list[Job]
 
 
-def _accept(state: TrainerState, response: Response, kind: str, body: BaseModel, key: str | None) -> Accepted:
-    job = submit(state, kind, body.model_dump(mode="json"), key)
+def _accept(
+    state: TrainerState,
+    response: Response,
+    kind: str,
+    body: BaseModel,
+    key: str | None,
+    *,
+    checkpoints: Sequence[str] = (),
+    children: Mapping[int, tuple[str, Mapping[str, Any]]] | None = None,
+) -> Accepted:
+    """`checkpoints`: those that the job rests on; from now on they stay until it has ended."""
+    with deletions_locked_out(state.data_root) if checkpoints else nullcontext():
+        for checkpoint in checkpoints:
+            read_info(state.data_root.checkpoint(checkpoint))
+        job = submit(state, kind, body.model_dump(mode="json"), key, children=children)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Accepted(job_id=job.id)
 
@@ -54,6 +77,13 @@ def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> Embe
     for split in splits:
         manifest.require_split(split)
     return manifest
+
+
+def _require_training_data(state: TrainerState, rl_data: Sequence[str]) -> None:
+    """That the files are there and of one contract, with embeddings of their dataset."""
+    fingerprint = open_heads(state.data_root, rl_data)
+    if fingerprint.dataset is not None:
+        _require_embeddings(state, fingerprint.dataset["name"])
 
 
 @router.post("/embeddings", status_code=202)
@@ -71,21 +101,48 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
     policy = body.pool.policy()
     dataset.split_ids(policy.candidate_split)
     manifest = _require_embeddings(state, body.dataset, body.split, policy.candidate_split)
-    infos = [] if body.checkpoint is None else [read_info(state.data_root.checkpoint(body.checkpoint))]
+    named = [] if body.checkpoint is None else [body.checkpoint]
+    infos = [read_info(state.data_root.checkpoint(checkpoint)) for checkpoint in named]
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
-    return _accept(state, response, GENERATE, body, key)
+    shards = 0 if body.dry_run else shard_count(len(query_ids), body.shard_queries)
+    children = {number: (GENERATE_SHARD, {"shard": number}) for number in range(1, shards + 1)} if shards > 1 else None
+    return _accept(state, response, GENERATE, body, key, checkpoints=named, children=children)
 
 
 @router.post("/train", status_code=202)
 def start_training(body: TrainRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Trains a selector on RL data; the result names the checkpoint."""
     config = read_train_config(body.config)
-    fingerprint = open_heads(state.data_root, body.rl_data)
-    if fingerprint.dataset is not None:
-        _require_embeddings(state, fingerprint.dataset["name"])
+    _require_training_data(state, body.rl_data)
     checked = TrainRequest(rl_data=body.rl_data, config=config.model_dump(mode="json"))
     return _accept(state, response, TRAIN, checked, key)
+
+
+@router.post("/sweep", status_code=202)
+def start_sweep(body: SweepRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """Trains a selector for every combination of the axes' values, each as a train job whose `parent` is the sweep.
+
+    The result is a table, the best first, by held-out accuracy, which is in one unit whatever reward was trained on.
+    """
+    points = read_grid(body.base.config, body.axes)
+    _require_training_data(state, body.base.rl_data)
+    unmet = unmet_needs(state.data_root, body.base.rl_data, (point.config.reward for point in points))
+    skipped = {point.number: unmet[point.config.reward] for point in points if point.config.reward in unmet}
+    if skipped and (len(skipped) == len(points) or not body.skip_untrainable):
+        first = next(point for point in points if point.number in skipped)
+        raise InvalidConfig(
+            field="axes",
+            reason=f"{len(skipped)} of {len(points)} children cannot be trained on these RL data, e.g. {first.label}: "
+            f"{skipped[first.number]}; score what is missing, take them away, or skip the untrainable where others are left",
+        )
+    children = {
+        point.number: (TRAIN, {"rl_data": body.base.rl_data, "config": point.config.model_dump(mode="json")})
+        for point in points
+        if point.number not in skipped
+    }
+    checked = SweepConfig(base=body.base, axes=body.axes, skip_untrainable=body.skip_untrainable, skipped=skipped)
+    return _accept(state, response, SWEEP, checked, key, children=children)
 
 
 @router.post("/evaluate", status_code=202)
@@ -102,7 +159,7 @@ def start_evaluation(body: EvaluateRequest, response: Response, state: State, ke
     policy = evaluation_policy(body, infos)
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
-    return _accept(state, response, EVALUATE, body, key)
+    return _accept(state, response, EVALUATE, body, key, checkpoints=body.checkpoints)
 
 
 @router.get("/jobs")
@@ -110,10 +167,12 @@ def list_jobs(
     state: State,
     kind: str | None = None,
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
+    parent: Annotated[str | None, Query(description="only the children of this job")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> JobList:
-    """Newest first."""
-    return JobList(jobs=state.jobs.list(kind=kind, status=status, limit=limit))
+    """Newest first; a sweep stands before its children. The shards of a generation are listed by its id, or by their kind."""
+    hidden = GENERATE_SHARD if kind is None and parent is None else None
+    return JobList(jobs=state.jobs.list(kind=kind, without_kind=hidden, status=status, parent=parent, limit=limit))
 
 
 @router.get("/jobs/{job_id}")
@@ -131,20 +190,31 @@ def stream_job_events(job_id: str, state: State) -> Any:
 
 @router.delete("/jobs/{job_id}")
 def cancel_job(job_id: str, state: State) -> Job:
-    """A queued job ends at once, a running one within 2 s; an ended one stays as it is."""
+    """A queued job ends at once, a running one within 2 s; an ended one stays as it is. With a job its children."""
     return state.jobs.request_cancel(job_id)
+
+
+@router.delete("/jobs/{job_id}/run")
+def delete_job_run(job_id: str, state: State, dry_run: DryRun = False) -> Deleted:
+    """Deletes the run directory of a job that has ended: its log, metrics, curves, reports and training state. Its row stays.
+
+    409 where the job, its sweep or a child of it has not ended. Checkpoints and RL data are no part of it.
+    """
+    return delete_run(state.data_root, state.jobs, job_id, dry_run=dry_run)
 
 
 @router.post("/jobs/{job_id}/resume", status_code=202)
 def resume_job(job_id: str, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Queues a failed or cancelled job again: training goes on after its last epoch, committed scores are not made anew.
 
+    A job's failed and cancelled children are queued again with it; shards that are done are not made again.
     With an Idempotency-Key a job that is already queued or running counts as resumed.
     """
     state.broker.require()
     job = state.jobs.get(job_id)
     if key is None or job.status not in ("queued", "running"):
-        job = state.jobs.resume(job_id)
+        with deletions_locked_out(state.data_root):
+            job = state.jobs.resume(job_id)
         enqueue(state, job)
     response.headers["Location"] = f"/jobs/{job.id}"
     return Accepted(job_id=job.id)

@@ -1,0 +1,148 @@
+"""What the four selectors reach on invented-words, exactly: trained on rewards of assets/reward-table, judged on its val split.
+
+    leverplus import invented-words --data DATA && leverplus embed invented-words --data DATA
+    python benchmarks/selectors_table.py --data DATA
+
+Training data are what `leverplus rl generate` proposes for the first train queries, of one and two shots, by beams, samples,
+retrieval and at random, with the table's rewards; `--candidates answer` takes those that the queries' own answers suggest beside
+the beams. Judged by the accuracy of the greedy pointer; exact, since the table holds every pointer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from objectives_table import judge
+from provenance import ROOT, commit, machine
+
+from leverplus.checkpoints import load_checkpoint
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.embeddings import Embeddings
+from leverplus.files import write_json
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.reward_table import RewardTable
+from leverplus.rl_data import Candidate, QueryRecord, RlData
+from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.requests import GenerateRequest
+from pointer_trainer.train_config import TrainConfig, read_train_config
+from pointer_trainer.training import train
+
+SUPERVISED = {"rce_epochs": 0, "supervised_lr": 1e-3}
+SELECTORS: dict[str, dict[str, Any]] = {
+    "v0": {"architecture": "autoregressive"},
+    "v1": {"num_layers": 0},
+    "v2": SUPERVISED,
+    "v3": {},
+    "v3 from v2": {"supervised_lr": 1e-3},
+}
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "answer": {"num_samples_per_temp": 0, "num_random": 0, "num_retrieval": 0, "num_answer": 3},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT / ".leverplus", help="data root that holds dataset and embeddings")
+    parser.add_argument("--queries", type=int, default=1000, help="train queries; 80 % are trained on")
+    parser.add_argument("--candidates", choices=CANDIDATES, default="reference")
+    parser.add_argument("--epochs", type=int, default=10, help="of each phase, at 1e-3")
+    parser.add_argument("--hidden-dim", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    root = DataRoot(arguments.data)
+    dataset = Dataset.open(root.dataset("invented-words"))
+    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
+    tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val")}
+    pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
+    request = GenerateRequest(dataset=dataset.name, shots=[1, 2], **CANDIDATES[arguments.candidates])
+    query_ids = [ItemId(int(one)) for one in tables["train"].query_ids[: arguments.queries]]
+    initial, _ = initialised_selector(embeddings.manifest.d_model, request.seed)
+    data = scored(propose(initial, embeddings, pools, query_ids, request), tables["train"], pools)
+    rows: list[dict[str, Any]] = []
+    for name, settings in SELECTORS.items():
+        values: dict[str, Any] = {"rce_epochs": arguments.epochs, "rce_lr": 1e-3, "hidden_dim": arguments.hidden_dim}
+        if "supervised_lr" in settings:
+            values["supervised_epochs"] = arguments.epochs
+        for seed in range(arguments.seeds):
+            config = read_train_config({**values, **settings, "seed": seed, "device": "cpu"})
+            rows.append({"selector": name, "seed": seed, **trained(config, data, tables["val"], pools)})
+            print(rows[-1], flush=True)
+    if arguments.out is not None:
+        methods = Counter(candidate.gen_method for record in data.records for candidate in record.candidates)
+        report = {
+            "command": shlex.join(["python", *sys.argv]),
+            "commit": commit(),
+            "machine": machine(),
+            "candidates": dict(sorted(methods.items())),
+            "val_queries": len(tables["val"].query_ids),
+            "rows": rows,
+        }
+        write_json(arguments.out, report)
+
+
+def scored(proposals: Iterable[Proposal], table: RewardTable, pools: Pools) -> RlData:
+    """The proposals with the table's rewards."""
+    records: list[QueryRecord] = []
+    for proposal in proposals:
+        place = {item_id: position for position, item_id in enumerate(proposal.pool)}
+        candidates: list[Candidate] = []
+        for one in proposal.candidates:
+            reward = table.reward(proposal.query_id, [place[item_id] for item_id in one.pointer])
+            candidates.append(replace(one, vqa_correct=int(reward > 0), vqa_acc_score=reward, vqa_eval_mode="file"))
+        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, tuple(candidates)))
+    return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
+
+
+def trained(config: TrainConfig, data: RlData, table: RewardTable, pools: Pools) -> dict[str, Any]:
+    """What the run's own checkpoint reaches; held-out expected reward before training and of the epoch kept."""
+    embeddings = pools.embeddings
+    assert embeddings is not None
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        began = time.perf_counter()
+        result = train(
+            config,
+            [data],
+            embeddings,
+            dataset=pools.dataset,
+            pool_policy=pools.policy,
+            rl_data_refs=[{"id": "reward-table", "sha256": ""}],
+            checkpoint_folder=folder / "ckpt",
+            run_folder=folder / "run",
+            progress=lambda phase, step, total, extra: None,
+            should_stop=lambda: False,
+        )
+        seconds = time.perf_counter() - began
+        tensors, info = load_checkpoint(folder / "ckpt")
+        judged = judge(folder / "ckpt", table, pools, embeddings)
+    return {
+        "parameters": sum(tensor.size for tensor in tensors.values()),
+        "epoch": info.metrics["epoch"],
+        "held_out_expected_reward": [round(row["held_out_expected_reward"], 4) for row in (result.epochs[0], info.metrics)],
+        "greedy_1": round(judged["greedy_1"], 4),
+        "greedy_2": round(judged["greedy_2"], 4),
+        "seconds": round(seconds, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""float32 arithmetic of the selectors and policies in numpy, as torch does it; each works on the last axis."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from leverplus.errors import InvalidEmbeddings
+from leverplus.selector.config import TIE_TOLERANCE
+
+Vector = npt.NDArray[np.float32]
+
+_LAYER_NORM_EPSILON = 1e-5
+_UNIT_EPSILON = 1e-12
+
+
+def top_in_order(scores: Vector, count: int) -> npt.NDArray[np.int64]:
+    """Indices [..., count] of the `count` best of scores [..., N], best first, the lower index among equals.
+
+    Where fewer than `count` are above -inf, the last ones mean nothing.
+    """
+    remaining = scores.reshape(-1, scores.shape[-1])
+    if count > 1:
+        remaining = remaining.copy()
+    row = np.arange(len(remaining))
+    best = np.empty((len(remaining), count), dtype=np.int64)
+    for step in range(count):
+        edge = remaining.max(axis=1, keepdims=True) - np.float32(TIE_TOLERANCE)
+        best[:, step] = index = (remaining >= edge).argmax(axis=1)
+        if step + 1 < count:
+            remaining[row, index] = -np.inf
+    return best.reshape(*scores.shape[:-1], count)
+
+
+def measurable(name: str, vectors: Vector) -> Vector:
+    """`vectors`, or InvalidEmbeddings where the sum of their squares is not finite: their direction would be lost."""
+    if not math.isfinite(np.vdot(vectors, vectors)):
+        reason = "its numbers are too large for float32, or not finite; scale it to about unit length"
+        raise InvalidEmbeddings(path=name, reason=reason)
+    return vectors
+
+
+def norm(vectors: Vector) -> Vector:
+    """Lengths [...] of [..., n], at least a little above 0 so that they can divide."""
+    return np.maximum(np.sqrt(np.einsum("...i,...i->...", vectors, vectors)), np.float32(_UNIT_EPSILON))
+
+
+def unit(vectors: Vector) -> Vector:
+    """Scaled to length 1; a vector of zeros stays."""
+    return vectors / norm(vectors)[..., None]
+
+
+def softmax(logits: Vector) -> Vector:
+    """Every row has a number above -inf."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def log_softmax(logits: Vector) -> Vector:
+    """-inf stays -inf, and a row of nothing but -inf is -inf."""
+    highest = logits.max(axis=-1, keepdims=True)
+    shifted = logits - np.where(np.isfinite(highest), highest, np.float32(0))
+    total = np.exp(shifted).sum(axis=-1, keepdims=True)
+    return shifted - np.log(np.maximum(total, np.finfo(np.float32).tiny))
+
+
+def layer_norm(vectors: Vector, weight: Vector, bias: Vector) -> Vector:
+    # ndarray.mean takes four times as long as a sum where there are few numbers.
+    centred = vectors - vectors.sum(axis=-1, keepdims=True) / np.float32(vectors.shape[-1])
+    variance = np.einsum("...i,...i->...", centred, centred)[..., None] / np.float32(vectors.shape[-1])
+    centred /= np.sqrt(variance + np.float32(_LAYER_NORM_EPSILON))
+    centred *= weight
+    centred += bias
+    return centred
+
+
+def sigmoid(values: Vector) -> Vector:
+    """1 / (1 + exp(-x)) without overflow."""
+    return np.float32(0.5) * (np.tanh(np.float32(0.5) * values) + np.float32(1))
+
+
+def gelu(values: Vector) -> Vector:
+    """x · Φ(x) in its tanh approximation."""
+    inner = np.float32(np.sqrt(2 / np.pi)) * (values + np.float32(0.044715) * values * values * values)
+    return np.float32(0.5) * values * (np.tanh(inner) + np.float32(1))
