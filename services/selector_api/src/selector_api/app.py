@@ -12,11 +12,11 @@ from starlette.middleware import Middleware
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
-from leverplus.web import create_service
+from leverplus.web import Shortcut, create_service
 from selector_api.batches import Batches
-from selector_api.known_answers import KnownAnswers, KnownAnswersFirst
+from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
-from selector_api.routes import router
+from selector_api.routes import router, select_one
 from selector_api.settings import SelectorSettings
 
 _BODY_LIMIT_MIB = 96
@@ -47,7 +47,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
 
     registry = CollectorRegistry()
     selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
-    known = KnownAnswers(library, selections)
+    known = KnownAnswers(library)
     app = create_service(
         "selector_api",
         ready=ready,
@@ -55,11 +55,11 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         body_limit_mib=_BODY_LIMIT_MIB,
         repeatable=("exclude",),
         registry=registry,
-        routers=[router],
-        innermost=[Middleware(KnownAnswersFirst, answers=known)],
+        innermost=[Middleware(Shortcut, path="/select", endpoint=select_one)],
     )
     app.state.library = library
     app.state.batches = batches
     app.state.known = known
     app.state.selections = selections
+    app.include_router(router)
     return app
