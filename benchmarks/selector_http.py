@@ -51,8 +51,8 @@ class Target:
     path: str
     body: str | None = None
 
-    def script(self, first: int, count: int) -> str:
-        """wrk's Lua: ids in turn."""
+    def script(self, first: int, asked: int, count: int) -> str:
+        """wrk's Lua: `count` ids from `first` on in turn, `asked` of which were asked for before."""
         made = f'wrk.format("GET", string.format("{self.path}", id))'
         if self.body is not None:
             made = (
@@ -60,7 +60,7 @@ class Target:
             )
         if "%d" not in self.path + (self.body or ""):
             made = f'wrk.format("GET", "{self.path}")'
-        return f"local n = 0\nrequest = function()\n  local id = {first} + n % {count}\n  n = n + 1\n  return {made}\nend\n"
+        return f"local n = {asked}\nrequest = function()\n  local id = {first} + n % {count}\n  n = n + 1\n  return {made}\nend\n"
 
 
 OURS = Target("ours", "/select?query_id=%d")
@@ -107,10 +107,10 @@ def _answers(url: str) -> bool:
         return False
 
 
-def load(target: Target, port: int, connections: int, seconds: float, first: int, count: int) -> dict[str, Any]:
+def load(target: Target, port: int, connections: int, seconds: float, first: int, asked: int, count: int) -> dict[str, Any]:
     """One run of wrk: requests a second, latencies in milliseconds, and how many answers were no success."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(target.script(first, count))
+        script.write(target.script(first, asked, count))
         script.flush()
         # wrk counts in whole seconds.
         command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", "--timeout", "30s"]
@@ -120,11 +120,14 @@ def load(target: Target, port: int, connections: int, seconds: float, first: int
     said = ended.stdout
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
     percent = {name: _milliseconds(said, name) for name in ("50%", "99%")}
+    requests = re.search(r"(\d+) requests in", said)
     failed = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
     assert rate is not None, said
+    assert requests is not None, said
     return {
         "connections": connections,
+        "requests": int(requests[1]),
         "requests_per_s": round(float(rate[1]), 1),
         "p50_ms": percent["50%"],
         "p99_ms": percent["99%"],
@@ -155,12 +158,14 @@ def peer_python(name: str, environments: Path) -> Path:
 def measure(world: World, servers: list[str], arguments: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
 
-    def under_load(what: str, target: Target, port: int, first: int, count: int) -> None:
-        load(target, port, 4, 1, first, count)
+    def under_load(what: str, target: Target, port: int, count: int) -> None:
+        asked = load(target, port, 4, 1, world.candidates, 0, count)["requests"]
         for connections in CONNECTIONS:
-            row = {"what": what, "pool": world.pool, **load(target, port, connections, arguments.seconds, first, count)}
-            rows.append(row)
-            Console().print(row)
+            # Each goes on where the one before ended: what that one asked for may be known.
+            found = load(target, port, connections, arguments.seconds, world.candidates, asked, count)
+            asked += found["requests"]
+            rows.append({"what": what, "pool": world.pool, **found})
+            Console().print(rows[-1])
 
     for server in servers:
         (port,) = free_ports(1, "127.0.0.1")
@@ -169,13 +174,13 @@ def measure(world: World, servers: list[str], arguments: argparse.Namespace, log
             environment = {"LEVERPLUS_DATA": str(world.root.path), "LEVERPLUS_SELECTOR_PORT": str(port)}
             with serving(command, environment, f"http://127.0.0.1:{port}/health/ready", logs / "ours.log") as seconds:
                 rows.append({"what": "ours", "pool": world.pool, "ready_s": round(seconds, 2)})
-                under_load("ours, uncached", OURS, port, world.candidates, world.queries)
-                under_load("ours, known", OURS, port, world.candidates, min(KNOWN, world.queries))
+                under_load("ours, uncached", OURS, port, world.queries)
+                under_load("ours, known", OURS, port, min(KNOWN, world.queries))
         else:
             python = sys.executable if server == "hello" else str(peer_python(server, arguments.environments))
             command = [python, str(PEERS), server, str(world.root.path), str(port)]
             with serving(command, {"OMP_NUM_THREADS": "1"}, f"http://127.0.0.1:{port}/", logs / f"{server}.log"):
-                under_load(server, TARGETS[server], port, world.candidates, world.queries)
+                under_load(server, TARGETS[server], port, world.queries)
     return rows
 
 

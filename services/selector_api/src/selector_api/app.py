@@ -12,15 +12,15 @@ from starlette.middleware import Middleware
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
-from leverplus.web import create_service
+from leverplus.web import Shortcut, create_service
 from selector_api.batches import Batches
 from selector_api.deployment_routes import router as deployments_router
 from selector_api.encoding import Encoding
 from selector_api.health import HealthChecks, HealthGauges
-from selector_api.known_answers import KnownAnswers, KnownAnswersFirst
+from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
 from selector_api.message_routes import router as messages_router
-from selector_api.routes import router
+from selector_api.routes import router, select_one
 from selector_api.settings import SelectorSettings
 
 _BODY_LIMIT_MIB = 96
@@ -56,7 +56,7 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
     registry = CollectorRegistry()
     selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
     registry.register(HealthGauges(library.served, health))
-    known = KnownAnswers(library, selections)
+    known = KnownAnswers(library)
     app = create_service(
         "selector_api",
         ready=ready,
@@ -64,8 +64,7 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
         body_limit_mib=_BODY_LIMIT_MIB,
         repeatable=("exclude",),
         registry=registry,
-        routers=[router, messages_router, deployments_router],
-        innermost=[Middleware(KnownAnswersFirst, answers=known)],
+        innermost=[Middleware(Shortcut, path="/select", endpoint=select_one)],
     )
     app.state.library = library
     app.state.batches = batches
@@ -73,4 +72,6 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
     app.state.health = health
     app.state.known = known
     app.state.selections = selections
+    for routes in (router, messages_router, deployments_router):
+        app.include_router(routes)
     return app

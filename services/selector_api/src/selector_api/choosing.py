@@ -19,7 +19,7 @@ _PREPARED_BYTES = 1024 * 1024 * 1024
 _ROWS_A_BLOCK = 65_536
 _NUMBERS_AT_ONCE = 4_000_000
 """Floats that one call of the selector may make of candidates: 16 MB."""
-_QUERIES_AT_ONCE = 64
+_QUERIES_AT_ONCE = 16
 
 
 class Asked(NamedTuple):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from leverplus.selection import Prompt, PromptList
-from leverplus.web import PlainRoute, described_parameters, query_parameters
+from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import naming, resolve_query, select_each, settle_way
 from selector_api.batches import Batches
 from selector_api.messages import Prompts
@@ -20,6 +20,13 @@ from selector_api.unseen import encode_unseen
 router = APIRouter()
 
 
+@router.get(
+    "/messages",
+    tags=["messages"],
+    responses={200: {"model": Prompt}},
+    response_class=Response,
+    openapi_extra=described_parameters(SelectParameters),
+)
 async def messages_for_one(request: Request) -> Response:
     """The chosen demonstrations and the query as OpenAI chat messages, images as data URLs, in the prompt that was scored."""
     parameters = query_parameters(request, SelectParameters, lists=("exclude",))
@@ -32,18 +39,6 @@ async def messages_for_one(request: Request) -> Response:
     content = await run_in_threadpool(lambda: orjson.dumps(prompts.prompt(query, selection)))
     request.app.state.selections.labels(way.policy).inc()
     return Response(content, media_type="application/json")
-
-
-router.add_api_route(
-    "/messages",
-    messages_for_one,
-    methods=["GET"],
-    tags=["messages"],
-    responses={200: {"model": Prompt}},
-    response_class=Response,
-    openapi_extra=described_parameters(SelectParameters),
-    route_class_override=PlainRoute,
-)
 
 
 @router.post("/messages", tags=["messages"], responses={200: {"model": PromptList}}, response_class=Response)

@@ -14,10 +14,10 @@ from fastapi.responses import FileResponse
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput
 from leverplus.selection import Selection, Selections
-from leverplus.web import PlainRoute, described_parameters, query_parameters
+from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import resolve_query, select_each, settle_way
 from selector_api.batches import Batches
-from selector_api.known_answers import KnownAnswers
+from selector_api.known_answers import KnownAnswer, KnownAnswers
 from selector_api.library import Library
 from selector_api.schemas import Choosing, SelectParameters, SelectRequest
 from selector_api.serving import Served
@@ -28,30 +28,28 @@ router = APIRouter()
 _IMAGE_MAX_AGE_S = 3600
 
 
-async def select_one(request: Request) -> Response:
-    """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
-    parameters = query_parameters(request, SelectParameters, lists=("exclude",))
-    served = await find_served(request, parameters)
-    way = settle_way(served, parameters)
-    query = resolve_query(served, parameters.query_id, parameters.question_id)
-    batches: Batches = request.app.state.batches
-    body = orjson.dumps(await batches.select(served, way, query))
-    known: KnownAnswers = request.app.state.known
-    known.keep(request, served, None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS, way.policy, body)
-    request.app.state.selections.labels(way.policy).inc()
-    return Response(body, media_type="application/json")
-
-
-router.add_api_route(
+@router.get(
     "/select",
-    select_one,
-    methods=["GET"],
     tags=["select"],
     responses={200: {"model": Selection}},
     response_class=Response,
     openapi_extra=described_parameters(SelectParameters),
-    route_class_override=PlainRoute,
 )
+async def select_one(request: Request) -> Response:
+    """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
+    answers: KnownAnswers = request.app.state.known
+    known = answers.find(request)
+    if known is None:
+        parameters = query_parameters(request, SelectParameters, lists=("exclude",))
+        served = await find_served(request, parameters)
+        way = settle_way(served, parameters)
+        query = resolve_query(served, parameters.query_id, parameters.question_id)
+        batches: Batches = request.app.state.batches
+        body = orjson.dumps(await batches.select(served, way, query))
+        alias = None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS
+        known = answers.keep(request, KnownAnswer(served, alias, way.policy, body))
+    request.app.state.selections.labels(known.policy).inc()
+    return Response(known.body, media_type="application/json")
 
 
 @router.post("/select", tags=["select"], responses={200: {"model": Selections}}, response_class=Response)

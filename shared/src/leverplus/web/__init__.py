@@ -1,7 +1,8 @@
 """What every service is made of: an application with problem+json, probes, metrics and request ids; settings; a server."""
 
 from leverplus.web.application import create_service, serve
-from leverplus.web.query_parameters import PlainRoute, described_parameters, query_parameters
+from leverplus.web.query_parameters import described_parameters, query_parameters
 from leverplus.web.settings import read_settings
+from leverplus.web.shortcut import Shortcut
 
-__all__ = ["PlainRoute", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]
+__all__ = ["Shortcut", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]

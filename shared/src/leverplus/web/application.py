@@ -14,7 +14,7 @@ from socket import socket
 from typing import Any
 
 import uvicorn
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from starlette.datastructures import QueryParams
@@ -46,7 +46,6 @@ def create_service(
     repeatable: Collection[str] = (),
     registry: CollectorRegistry | None = None,
     innermost: Collection[Middleware] = (),
-    routers: Collection[APIRouter] = (),
     stopping: Callable[[], None] | None = None,
 ) -> FastAPI:
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
@@ -72,10 +71,6 @@ def create_service(
     app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(_Observed, registry=app.state.registry)
-
-    # Before the probes: a route is found by trying one after the other.
-    for router in routers:
-        app.include_router(router)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
