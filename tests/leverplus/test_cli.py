@@ -357,6 +357,22 @@ def test_tables_of_the_training_configuration_are_merged(tmp_path: Path, trainer
         assert trainer.bodies.pop() == {"rl_data": ["rl-1"], "config": expected}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rce_lr = nan", "config.rce_lr is nan"),
+        ("seed = 2026-01-02", "config.seed is datetime.date(2026, 1, 2)"),
+        ("temps = [1.0, inf]", "config.temps.1 is inf"),
+    ],
+)
+def test_what_toml_can_say_and_json_cannot_is_one_line(tmp_path: Path, trainer: Listener, text: str, words: str) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    answer = leverplus("train", "rl-1", "--config", str(config), data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+    assert_one_line_error(answer, words, "which JSON cannot hold")
+    assert trainer.bodies == []
+
+
 def test_a_sweep_is_sent_as_its_file_says_with_the_rl_data_of_the_command(tmp_path: Path, trainer: Listener) -> None:
     config = tmp_path / "grid.toml"
     config.write_text('[base.config]\nrce_epochs = 3\n[axes]\n"reward.mode" = ["separated"]\nseed = [0, 1]\n')

@@ -292,6 +292,25 @@ def test_of_many_children_a_few_have_messages_at_a_time(engine: Engine):
     assert [job.id for job in store.to_enqueue()] == ["job-b-002", "job-b-017"]
 
 
+def test_a_child_that_is_being_cancelled_is_resumed_with_its_parent(engine: Engine):
+    store = JobStore(engine)
+    store.create("sweep", {}, job_id="job-s", children={"job-s-001": ("train", {})})
+    parent, child = store.claim("job-s", "one"), store.claim("job-s-001", "two")
+    assert parent is not None
+    assert child is not None
+    store.request_cancel("job-s")
+    store.finish(parent, "cancelled")
+    # The child's worker has not looked yet.
+    store.resume("job-s")
+    resumed = store.get("job-s-001")
+    assert (resumed.status, resumed.cancel_requested) == ("queued", False)
+    with pytest.raises(LeaseLost):
+        store.finish(child, "cancelled")
+    assert store.claim("job-s-001", "three") is not None
+    with pytest.raises(LeaseLost):
+        store.beat(child)
+
+
 def test_children_can_be_cancelled_without_their_parent(engine: Engine):
     store = JobStore(engine)
     store.create("generate", {}, job_id="job-b", children={f"job-b-{number}": ("shard", {}) for number in (1, 2)})

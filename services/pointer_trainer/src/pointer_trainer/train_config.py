@@ -182,8 +182,33 @@ class TrainConfig(BaseModel):
         return self
 
 
+_DEEPEST = 16
+"""No config nests so deep: what does is refused before anything walks through it."""
+
+
+def require_json(field: str, value: Any, depth: int = 0) -> None:
+    """That `value` can be stored and shown as JSON; InvalidConfig for what nests deeper than 16, an integer of more than 64 bits,
+    and text that is no Unicode."""
+    if isinstance(value, Mapping | list):
+        if depth == _DEEPEST:
+            raise InvalidConfig(
+                field=shorten(field), reason=f"nests deeper than {_DEEPEST}, which no setting does; write it flat"
+            )
+        members = cast("Mapping[Any, Any] | list[Any]", value)
+        for member in members if isinstance(members, list) else [*members.keys(), *members.values()]:
+            require_json(field, member, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        reason = f"an integer of {value.bit_length()} bits, at most 64 can be stored; write a smaller one"
+        raise InvalidConfig(field=shorten(field), reason=reason)
+    elif isinstance(value, str) and (half := next((mark for mark in value if "\ud800" <= mark <= "\udfff"), None)):
+        reason = f"holds {half!r}, half of a surrogate pair, which is no text; leave it out"
+        raise InvalidConfig(field=shorten(ascii(field)), reason=reason)
+
+
 def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
     """The config in `value`, or InvalidConfig naming the first field that is wrong and what was found there."""
+    for name, member in value.items():
+        require_json(name, member)
     try:
         return TrainConfig.model_validate(value)
     except ValidationError as exc:
