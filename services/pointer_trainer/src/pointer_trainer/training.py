@@ -73,7 +73,8 @@ def train(
     config, data, code and threads are the same. `fence` is asked before any file gets its name, and what it raises ends the run.
     `watchers` are given each row of metrics.jsonl as it is written.
     Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device; weights that leave nothing),
-    Conflict, Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
+    Conflict, Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is
+    written last.
     Where a phase before GRPO diverges, the best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the
     error names. GRPO that diverges ends with what was best before it: the log says so.
     """
