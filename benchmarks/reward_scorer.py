@@ -23,9 +23,9 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from leverplus.dataset import Dataset
 from leverplus.errors import InvalidConfig
+from leverplus.images import read_image
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines.features import ImageFeatures
-from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.prefixes import ImageShape
 from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.qwen2_5_vl import encode

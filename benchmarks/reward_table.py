@@ -36,13 +36,13 @@ from leverplus.dataset.invented_words import generate
 from leverplus.errors import InvalidInput
 from leverplus.files import atomic_file, remove_folder, write_json
 from leverplus.fingerprint import digest
+from leverplus.images import read_image
 from leverplus.metric import extract_answer, metric_fingerprint, score_answer
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.prompts import SHORT_ANSWER, Shot
 from leverplus.reward_table import FORMAT, all_pointers, pools_digest, write_codes
 from vqa_scorer.engines import ScoringPrompt, all_texts, processor
 from vqa_scorer.engines.decoding import GenerationArguments
-from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.transformers import TransformersEngine
 
 Ids = npt.NDArray[np.int64]

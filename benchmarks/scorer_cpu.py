@@ -38,13 +38,13 @@ from leverplus.dataset.invented_words import generate
 from leverplus.errors import LeverPlusError
 from leverplus.files import write_json
 from leverplus.ids import ItemId
+from leverplus.images import read_image
 from leverplus.launcher import Ports, StackConfig
 from leverplus.prompts import SHORT_ANSWER, Shot
 from pointer_trainer.replicas import Replicas
 from pointer_trainer.scored_queries import AskedQuery, Scorer, Traffic
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
-from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.processor import load_processor
 from vqa_scorer.engines.transformers import TransformersEngine
 from vqa_scorer.settings import ScorerSettings

@@ -4,8 +4,8 @@
 
 Three layers, 512 → 256, four shots, one thread, random weights; the candidates' projections are made beforehand for ours, as in
 the service, and not for the plain forward, which is written as a research repository writes it. The two are asked in turns and
-must choose the same ids. The floor: (layers + steps) passes over the K × 256 matrix at the rate at which a dot product reads one
-of that size in the same run.
+must choose the same ids with the same log-probabilities. The floor: (layers + steps) passes over the K × 256 matrix at the rate
+at which a dot product reads one of that size in the same run.
 """
 
 from __future__ import annotations
@@ -47,21 +47,24 @@ class PlainSelector(nn.Module):
         self.query_proj, self.cand_proj = nn.Linear(HIDDEN, HIDDEN, bias=False), nn.Linear(HIDDEN, HIDDEN, bias=False)
 
     @torch.no_grad()
-    def forward(self, query: Tensor, candidates: Tensor) -> list[int]:
-        """query [1, d], candidates [1, K, d] → positions"""
+    def forward(self, query: Tensor, candidates: Tensor) -> tuple[list[int], list[float]]:
+        """query [1, d], candidates [1, K, d] → positions and their log-probabilities"""
         state, items = self.input_proj(query).unsqueeze(1), self.input_proj(candidates)
         for attention, norm in zip(self.cross_attn_layers, self.attn_norms, strict=True):
             state = norm(attention(state, items, items)[0] + state)
         state = nn.functional.normalize(self.query_proj(state.squeeze(1)), dim=-1)
         items = nn.functional.normalize(self.cand_proj(items), dim=-1)
         chosen: list[int] = []
+        steps: list[float] = []
         taken = torch.zeros(1, candidates.shape[1], dtype=torch.bool)
         for _ in range(SHOTS):
             logits = (items @ state.unsqueeze(-1)).squeeze(-1) / 0.1
-            position = int(logits.masked_fill(taken, -100.0).argmax())
+            logprobs = logits.masked_fill(taken, -100.0).log_softmax(-1)
+            position = int(logprobs.argmax())
             taken[0, position] = True
             chosen.append(position)
-        return chosen
+            steps.append(float(logprobs[0, position]))
+        return chosen, steps
 
 
 def seconds(work: Callable[[], object], times: int) -> float:
@@ -84,8 +87,10 @@ def measure(pool: int, repeats: int) -> dict[str, Any]:
     prepared = policy.prepare(vectors)
     candidates, asked = torch.from_numpy(vectors)[None], torch.from_numpy(queries)
     for number in range(2 if pool >= _SLOW_POOL else 16):
-        chosen = policy.choose(queries[number], prepared, SHOTS).positions
-        assert list(chosen) == plain(asked[number : number + 1], candidates), f"query {number} of pool {pool}"
+        choice = policy.choose(queries[number], prepared, SHOTS)
+        positions, steps = plain(asked[number : number + 1], candidates)
+        assert list(choice.positions) == positions, f"query {number} of pool {pool}"
+        np.testing.assert_allclose(choice.step_logprobs, steps, atol=1e-4)
     times = {"plain": max(1, 4_000 // pool), "ours": max(2, 40_000 // pool), "batch": max(1, 4_000 // pool)}
     flat = prepared.context.reshape(-1)
     found: dict[str, list[float]] = {"plain": [], "ours": [], "batch": [], "read": []}

@@ -5,7 +5,7 @@
 Needs wrk (https://github.com/wg/wrk; a package of most systems), which opens 1, 16 and 64 connections from one thread. Each
 server runs alone, as it is shipped (middleware, no keys), one worker, the others' own defaults; peers are installed into virtual
 environments of their own below `--environments`, torch and this project's packages are lent to them. What peers do is less: see
-selector_peers.py. "Uncached": ids that were not asked for before, in turn over 40,000 test queries, more than any cache keeps.
+selector_peers. "Uncached": ids that were not asked for before, in turn over 40,000 test queries, more than any cache keeps.
 "Known": 256 ids, again and again.
 """
 
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from provenance import RESULTS, commit, machine
+from provenance import RESULTS, ROOT, commit, machine
 from rich.console import Console
 from rich.table import Table
 from selector_world import SHOTS, World, build_world
@@ -38,8 +37,9 @@ from leverplus.launcher.config import free_ports
 
 CONNECTIONS = (1, 16, 64)
 CANDIDATES, LARGE, QUERIES, KNOWN = 9_009, 443_757, 40_000, 256
+PROGRAMS = {"hello": "hello.py", "litserve": "lit.py", "bentoml": "bento.py", "ray": "ray_serve.py"}
 PACKAGES = {"litserve": "litserve==0.2.19", "bentoml": "bentoml==1.4.40", "ray": "ray[serve]==2.60.0"}
-PEERS = Path(__file__).with_name("selector_peers.py")
+PEERS = Path(__file__).parent / "selector_peers"
 _START_LIMIT_S = 180
 
 
@@ -50,6 +50,12 @@ class Target:
     name: str
     path: str
     body: str | None = None
+
+    def request(self, port: int, query_id: int) -> urllib.request.Request:
+        url = f"http://127.0.0.1:{port}{self.path.replace('%d', str(query_id))}"
+        if self.body is None:
+            return urllib.request.Request(url)
+        return urllib.request.Request(url, (self.body % query_id).encode(), {"Content-Type": "application/json"})
 
     def script(self, first: int, asked: int, count: int) -> str:
         """wrk's Lua: `count` ids from `first` on in turn, `asked` of which were asked for before."""
@@ -69,14 +75,16 @@ POSTED = '{"query_id": %d}'
 TARGETS = {
     "hello": HELLO,
     "litserve": Target("litserve", "/predict", POSTED),
-    "bentoml": Target("bentoml", "/select", POSTED),
+    "bentoml": Target("bentoml", "/select", '{"query_ids": [%d]}'),
     "ray": Target("ray", "/select?query_id=%d"),
 }
+FORMS = ("numpy", "torch")
+"""What peers answer by: selector_peers/chooser.py."""
 
 
 @contextmanager
-def serving(command: list[str], environment: dict[str, str], ready: str, log: Path) -> Generator[float]:
-    """Starts a server in a group of its own; seconds until it answered `ready`."""
+def serving(command: list[str], environment: dict[str, str], ready: urllib.request.Request, log: Path) -> Generator[float]:
+    """Starts a server in a group of its own; seconds until it answered `ready` with success."""
     started = time.perf_counter()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -97,12 +105,10 @@ def serving(command: list[str], environment: dict[str, str], ready: str, log: Pa
             process.wait()
 
 
-def _answers(url: str) -> bool:
+def _answers(request: urllib.request.Request) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5):
+        with urllib.request.urlopen(request, timeout=5):
             return True
-    except urllib.error.HTTPError as exc:
-        return exc.code < 500
     except OSError:
         return False
 
@@ -151,7 +157,7 @@ def peer_python(name: str, environments: Path) -> Path:
         subprocess.run([str(python), "-m", "pip", "install", "-q", PACKAGES[name]], check=True)
         # What it has itself comes first; torch and leverplus are ours.
         place = next(folder.glob("lib/python*/site-packages"))
-        (place / "lent.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+        (place / "lent.pth").write_text("\n".join([*site.getsitepackages(), str(ROOT / "shared" / "src")]) + "\n")
     return python
 
 
@@ -163,6 +169,8 @@ def measure(world: World, servers: list[str], arguments: argparse.Namespace, log
         for connections in CONNECTIONS:
             # Each goes on where the one before ended: what that one asked for may be known.
             found = load(target, port, connections, arguments.seconds, world.candidates, asked, count)
+            if found["failed"]:
+                raise SystemExit(f"{what}: {found['failed']} of {found['requests']} requests failed")
             asked += found["requests"]
             rows.append({"what": what, "pool": world.pool, **found})
             Console().print(rows[-1])
@@ -172,15 +180,18 @@ def measure(world: World, servers: list[str], arguments: argparse.Namespace, log
         if server == "ours":
             command = [sys.executable, "-m", "selector_api"]
             environment = {"LEVERPLUS_DATA": str(world.root.path), "LEVERPLUS_SELECTOR_PORT": str(port)}
-            with serving(command, environment, f"http://127.0.0.1:{port}/health/ready", logs / "ours.log") as seconds:
+            with serving(command, environment, OURS.request(port, world.candidates), logs / "ours.log") as seconds:
                 rows.append({"what": "ours", "pool": world.pool, "ready_s": round(seconds, 2)})
                 under_load("ours, uncached", OURS, port, world.queries)
                 under_load("ours, known", OURS, port, min(KNOWN, world.queries))
-        else:
+            continue
+        for form in FORMS if server != "hello" else ("",):
+            target = TARGETS[server]
             python = sys.executable if server == "hello" else str(peer_python(server, arguments.environments))
-            command = [python, str(PEERS), server, str(world.root.path), str(port)]
-            with serving(command, {"OMP_NUM_THREADS": "1"}, f"http://127.0.0.1:{port}/", logs / f"{server}.log"):
-                under_load(server, TARGETS[server], port, world.queries)
+            command = [python, str(PEERS / PROGRAMS[server]), str(world.root.path), str(port)]
+            environment = {"OPENBLAS_NUM_THREADS": "1", "SELECTOR_PEER": form}
+            with serving(command, environment, target.request(port, world.candidates), logs / f"{server}.log"):
+                under_load(f"{server}, {form}".removesuffix(", "), target, port, world.queries)
     return rows
 
 

@@ -15,11 +15,12 @@ from fastapi import FastAPI
 from PIL import Image
 
 from leverplus import errors
-from leverplus.client import ScorerClient, SelectorClient, TrainerClient
+from leverplus.client import ScorerClient, TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import DatasetInfo, Item, write_dataset
 from leverplus.ids import ItemId
 from leverplus.scoring import ScoreQuery, ScoreRequest
+from leverplus.selector_client import SelectorClient
 from pointer_trainer.app import create_app as create_trainer
 from pointer_trainer.settings import TrainerSettings
 from selector_api.app import create_app as create_selector

@@ -48,7 +48,14 @@ ROUTES = {
         ("post", "/checkpoints/{checkpoint_id}/promote"),
         ("post", "/deployments/{alias}/rollback"),
     },
-    "selector_api": {("get", "/select"), ("post", "/select"), ("get", "/items/{dataset}/{item_id}/image")},
+    "selector_api": {
+        ("get", "/select"),
+        ("post", "/select"),
+        ("get", "/messages"),
+        ("post", "/messages"),
+        ("get", "/items/{dataset}/{item_id}/image"),
+        ("get", "/deployments"),
+    },
 }
 
 

@@ -7,20 +7,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from leverplus.checkpoints import load_checkpoint
-from leverplus.client import ScorerClient, SelectorClient, TrainerClient
+from leverplus.client import ScorerClient, TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, LeverPlusError
 from leverplus.launcher import Ports, Stack, StackConfig
 from leverplus.launcher.process_table import command_line, group_members
 from leverplus.rl_data import read
+from leverplus.selector_client import SelectorClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -131,6 +134,50 @@ def test_evaluation_has_every_system_with_intervals(trained: dict[str, Any]) -> 
     for row in rows.values():
         assert row["n"] == 8
         assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1
+
+
+def test_the_downstream_example_asks_the_scorer_or_any_server(
+    stack: Stack, trained: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import downstream
+
+    asked: list[dict[str, Any]] = []
+
+    class Vlm(BaseHTTPRequestHandler):
+        """A server of chat completions that answers "circle"."""
+
+        def do_POST(self) -> None:
+            asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            body = json.dumps({"choices": [{"message": {"content": "circle"}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    common = ["--data", str(stack.config.data), "--selector", stack.selector_url, "--queries", "4", "--shots", "1"]
+    downstream.main([*common, "--scorer", stack.scorer_url, "--policies", "random", "v3", "best_fixed"])
+    printed = capsys.readouterr().out
+    assert f"4 test queries of {DATASET}, {trained['train']['checkpoint_id']}" in printed
+    assert all(f"| {policy} |" in printed for policy in ("random", "v3", "best_fixed"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Vlm) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/v1"
+            downstream.main([*common, "--openai-url", url, "--openai-model", "any"])
+        finally:
+            server.shutdown()
+    assert "| v3 | 1 | random |" in capsys.readouterr().out
+    assert len(asked) == 8
+    assert asked[0]["messages"][-1]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+
+
+def test_promotion_says_whether_the_choice_depends_on_the_query(trained: dict[str, Any]) -> None:
+    health = trained["promoted"]["health"]
+    assert health["queries"] == 18
+    assert 0 <= health["changed_when_swapped"] <= 1
 
 
 def test_a_mistake_is_a_problem_and_starts_no_job(stack: Stack, trained: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from leverplus.errors import InvalidConfig
 from leverplus.fingerprint import digest
-from leverplus.prompts import CHAT, SHORT_ANSWER, Shot, template
+from leverplus.prompts import CHAT, SHORT_ANSWER, TEMPLATES, PromptTemplate, Shot, template
 
 A, B = Shot(Path("a.png"), "colour?", "red"), Shot(Path("b.png"), "shape {x}?", "{round}")
 QUERY = Shot(Path("q.png"), "and this?")
@@ -58,3 +58,14 @@ def test_templates_are_named_and_told_apart() -> None:
 
 def test_scores_stored_with_short_answer_are_still_found() -> None:
     assert digest(SHORT_ANSWER.fingerprint()) == "feb8799b31acd4e0299c394cebc41d6a2ca171983462fa4e43a970b0633d5d2b"
+
+
+@pytest.mark.parametrize("known", TEMPLATES.values(), ids=list(TEMPLATES))
+def test_a_template_is_found_again_in_its_fingerprint(known: PromptTemplate) -> None:
+    assert PromptTemplate.from_fingerprint(known.fingerprint()) == known
+
+
+@pytest.mark.parametrize("changes", [{"name": None}, {"turns": "both"}, {"colour": "red"}])
+def test_a_fingerprint_of_no_template_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConfig, match="a fingerprint of no prompt template"):
+        PromptTemplate.from_fingerprint({**CHAT.fingerprint(), **changes})

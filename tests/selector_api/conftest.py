@@ -41,10 +41,12 @@ class Toy:
     def pools(self, policy: PoolPolicy) -> Pools:
         return Pools(self.dataset, self.embeddings, policy)
 
-    def add_checkpoint(self, checkpoint_id: str, policy: PoolPolicy, *, seed: int = 0, **changes: Any) -> CheckpointInfo:
+    def add_checkpoint(
+        self, checkpoint_id: str, policy: PoolPolicy, *, seed: int = 0, d_model: int = D_MODEL, **changes: Any
+    ) -> CheckpointInfo:
         """A selector with the seed's weights, made for `policy`; `changes` replace fields of its description."""
         torch.manual_seed(seed)
-        config = SelectorConfig(d_model=D_MODEL, hidden_dim=8, num_heads=2, num_layers=2, state_update="gate", temperature=0.1)
+        config = SelectorConfig(d_model=d_model, hidden_dim=8, num_heads=2, num_layers=2, state_update="gate", temperature=0.1)
         fingerprint = Fingerprint(dataset=self.dataset.fingerprint(), pool=self.pools(policy).fingerprint())
         info = CheckpointInfo(
             checkpoint_id=checkpoint_id,

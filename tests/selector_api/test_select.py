@@ -314,7 +314,10 @@ def test_what_cannot_be_asked(client: TestClient, query: str, status: int, detai
     [
         ('{"queries": []}', "body.queries"),
         (orjson.dumps({"queries": [{"query_id": 1}] * 1001}), "at most 1000"),
-        ('{"queries": [{"query_id": 1}, {}]}', "queries.1: a query needs one of query_id, question_id, embedding; given: none"),
+        (
+            '{"queries": [{"query_id": 1}, {}]}',
+            "queries.1: a query needs one of query_id, question_id, embedding, image and question; giv",
+        ),
         ('{"queries": [{"query_id": 1, "embedding": [1]}]}', "given: query_id, embedding"),
         ('{"queries": [{"query": 1}]}', "body.queries.0.query"),
         ('{"queries": [{"embedding": [1, 2]}]}', "2 numbers, but the embeddings of dataset 'toy' have 16"),

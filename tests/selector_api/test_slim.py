@@ -30,6 +30,9 @@ with TestClient(create_app(SelectorSettings(data=Path(sys.argv[1])))) as client:
     assert client.get("/select?query_id=9&shots=2&beam=2").status_code == 200
     for policy in ("random", "similar_joint", "zero_shot"):
         assert client.get(f"/select?query_id=9&policy={policy}").status_code == 200
+    vector = {"queries": [{"embedding": [0.1, 0.2, 0.3, 0.4]}, {"query_id": 3}], "exclude": [1]}
+    assert client.post("/select", json=vector).status_code == 200
+    assert client.get("/deployments").json()["deployments"][0]["checkpoint"] == "ckpt-a"
     assert client.get("/health/ready").status_code == 200
 heavy = {"torch", "transformers", "celery", "sqlalchemy", "pandas", "matplotlib", "PIL"} & set(sys.modules)
 sys.exit(f"loaded: {sorted(heavy)}" if heavy else 0)

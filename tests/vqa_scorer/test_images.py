@@ -16,9 +16,9 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from leverplus.errors import InvalidInput
+from leverplus.images import FileVersion, file_version, read_image
 from vqa_scorer.engines.data_urls import data_url
 from vqa_scorer.engines.features import FeatureCache, ImageFeatures
-from vqa_scorer.engines.images import FileVersion, file_version, read_image
 from vqa_scorer.engines.pixels import PixelReader
 from vqa_scorer.engines.prefixes import ImageShape
 from vqa_scorer.planning import ReadableImages

@@ -24,12 +24,13 @@ from PIL import Image
 from leverplus.data_root import DataRoot
 from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, LeverPlusError, Unavailable
 from leverplus.prompts import CHAT, SHORT_ANSWER, Shot
+from leverplus.retrying import RetryPolicy
 from leverplus.web import read_settings
 from vqa_scorer.app import create_app
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
 from vqa_scorer.engines.openai import OpenAIEngine
-from vqa_scorer.engines.openai_server import LARGEST_ANSWER_BYTES, RetryPolicy
+from vqa_scorer.engines.openai_server import LARGEST_ANSWER_BYTES
 from vqa_scorer.settings import ScorerSettings
 
 KEY = "sk-never-shown"

@@ -26,6 +26,10 @@ from leverplus.scoring import (
     StreamStart,
 )
 
+CONNECT_LIMIT_S = 5.0
+DIRECT = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
+"""A machine's HTTP_PROXY must not stand between it and itself."""
+
 _TERMINAL = {"succeeded", "failed", "cancelled"}
 _KINDS: dict[str, type[errors.LeverPlusError]] = {
     kind.__name__: kind
@@ -42,6 +46,7 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
         errors.NotFound,
         errors.Conflict,
         errors.QueueFull,
+        errors.NotInstalled,
         errors.Unavailable,
         errors.DeadlineExceeded,
         errors.Cancelled,
@@ -101,24 +106,40 @@ def _no_json(value: Any, name: str) -> str | None:
     return None
 
 
+def checked_url(service: str, base_url: str) -> str:
+    """Without a trailing slash; InvalidConfig if that is no http URL."""
+    stripped = base_url.rstrip("/")
+    example = f"{base_url!r} is no URL of a service; write it like http://127.0.0.1:8001"
+    try:
+        address = httpx.URL(stripped)
+    except httpx.InvalidURL as exc:
+        raise errors.InvalidConfig(field=service, reason=example) from exc
+    if address.scheme not in ("http", "https") or not address.host:
+        raise errors.InvalidConfig(field=service, reason=example)
+    return stripped
+
+
+@contextmanager
+def transport_errors(service: str, base_url: str, asked: str, limit_s: float | None) -> Generator[None]:
+    """httpx's errors of the connection as LeverPlusErrors."""
+    try:
+        yield
+    except httpx.TimeoutException as exc:
+        raise errors.DeadlineExceeded(what=f"{service} {asked}", limit_s=limit_s) from exc
+    except httpx.TransportError as exc:
+        reason = f"{type(exc).__name__} at {base_url}"
+        raise errors.Unavailable(what=service, reason=reason, hint="is it running? `make up` starts all services") from exc
+
+
 class ServiceClient:
     """One service at `base_url`, InvalidConfig if that is no http URL. Connection failures are raised as Unavailable."""
 
     service = "service"
 
     def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
-        self.base_url = base_url.rstrip("/")
-        example = f"{base_url!r} is no URL of a service; write it like http://127.0.0.1:8001"
-        try:
-            address = httpx.URL(self.base_url)
-        except httpx.InvalidURL as exc:
-            raise errors.InvalidConfig(field=self.service, reason=example) from exc
-        if address.scheme not in ("http", "https") or not address.host:
-            raise errors.InvalidConfig(field=self.service, reason=example)
-        timeout = httpx.Timeout(timeout_s, connect=5.0)
-        # A machine's HTTP_PROXY must not stand between it and itself.
-        direct = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport, mounts=direct)
+        self.base_url = checked_url(self.service, base_url)
+        timeout = httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S)
+        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport, mounts=DIRECT)
 
     def __enter__(self) -> Self:
         return self
@@ -141,18 +162,8 @@ class ServiceClient:
         raise_problem(response)
         return response
 
-    @contextmanager
-    def _transport_errors(self, asked: str) -> Generator[None]:
-        """httpx's errors of the connection as LeverPlusErrors."""
-        try:
-            yield
-        except httpx.TimeoutException as exc:
-            raise errors.DeadlineExceeded(what=f"{self.service} {asked}", limit_s=self._http.timeout.read) from exc
-        except httpx.TransportError as exc:
-            reason = f"{type(exc).__name__} at {self.base_url}"
-            raise errors.Unavailable(
-                what=self.service, reason=reason, hint="is it running? `make up` starts all services"
-            ) from exc
+    def _transport_errors(self, asked: str) -> AbstractContextManager[None]:
+        return transport_errors(self.service, self.base_url, asked, self._http.timeout.read)
 
     def title(self) -> str | None:
         """What the service calls itself; None where something else answers."""
@@ -332,17 +343,6 @@ class TrainerClient(ServiceClient):
 
     def rollback(self, alias: str, *, by: str) -> dict[str, Any]:
         return self.request("POST", f"/deployments/{check_name(alias, what='alias')}/rollback", json={"by": by}).json()
-
-
-class SelectorClient(ServiceClient):
-    service = "selector_api"
-
-    def select(self, **parameters: Any) -> dict[str, Any]:
-        """GET /select: `query_id` or `question_id`, and optionally shots, policy, beam, dataset, checkpoint or alias."""
-        return self.request("GET", "/select", params=parameters).json()
-
-    def select_many(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.request("POST", "/select", json=dict(body)).json()
 
 
 def _result(job: Mapping[str, Any]) -> dict[str, Any]:

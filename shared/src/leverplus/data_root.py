@@ -11,9 +11,14 @@ from leverplus.errors import InvalidConfig
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(name: str) -> bool:
+    """Whether `check_name` takes it."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(name: str, *, what: str) -> str:
     """`name` if it can be a folder name here, else InvalidConfig: this is what keeps paths inside the data root."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidConfig(field=what, reason=f"{name!r} is no valid name: letters, digits, '.', '_' and '-', at most 128")
     return name
 

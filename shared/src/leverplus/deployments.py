@@ -28,6 +28,7 @@ _HISTORY = "history.ndjson"
 @dataclass(frozen=True)
 class Deployment:
     """A promoted checkpoint. `promoted_at`: ISO 8601, UTC. `gate`: the gate's result, None where it was overridden or not run.
+    `health`: what `leverplus.selector_health` found of it then, None where nobody looked.
 
     `predecessor`: the fields of the deployment before this one, without its own predecessor; None for the first.
     """
@@ -39,6 +40,7 @@ class Deployment:
     reason: str
     gate: dict[str, Any] | None = None
     predecessor: dict[str, Any] | None = None
+    health: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,7 +61,14 @@ def list_deployments(root: DataRoot) -> list[Deployment]:
 
 
 def promote(
-    root: DataRoot, alias: str, checkpoint_id: str, *, by: str, reason: str, gate: Mapping[str, Any] | None = None
+    root: DataRoot,
+    alias: str,
+    checkpoint_id: str,
+    *,
+    by: str,
+    reason: str,
+    gate: Mapping[str, Any] | None = None,
+    health: Mapping[str, Any] | None = None,
 ) -> Deployment:
     """Makes `alias` serve the checkpoint and returns what was written.
 
@@ -75,7 +84,8 @@ def promote(
         predecessor = None
         if current is not None:
             predecessor = current.predecessor if current.checkpoint_id == checkpoint_id else _without_predecessor(current)
-        deployment = Deployment(alias, checkpoint_id, _now(), by, reason, dict(gate) if gate is not None else None, predecessor)
+        found = dict(gate) if gate is not None else None, predecessor, dict(health) if health is not None else None
+        deployment = Deployment(alias, checkpoint_id, _now(), by, reason, *found)
         # First: what is in the history without having been served is only kept longer.
         _remember(root, deployment)
         write_json(path, deployment.to_json())
@@ -97,7 +107,8 @@ def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
         earlier = Deployment(**current.predecessor)
         _require_checkpoint(root, earlier.checkpoint_id)
         reason = f"rolled back from {current.checkpoint_id}"
-        deployment = Deployment(alias, earlier.checkpoint_id, _now(), by, reason, earlier.gate, _without_predecessor(current))
+        found = earlier.gate, _without_predecessor(current), earlier.health
+        deployment = Deployment(alias, earlier.checkpoint_id, _now(), by, reason, *found)
         write_json(path, deployment.to_json())
     return deployment
 
@@ -125,7 +136,7 @@ def _checked(path: Path, value: Any, prefix: str = "") -> Deployment:
     for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason"):
         if not isinstance(found := getattr(deployment, name), str):
             raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected a string")
-    for name in ("gate", "predecessor"):
+    for name in ("gate", "predecessor", "health"):
         if not isinstance(found := getattr(deployment, name), dict | None):
             raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected an object or null")
     return deployment

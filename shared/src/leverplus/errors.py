@@ -8,6 +8,7 @@
     ├── Conflict                409
     │   └── FingerprintMismatch      two things made under different contracts
     ├── QueueFull               429  with Retry-After
+    ├── NotInstalled            501  an optional part of the installation that this needs is missing here
     ├── Unavailable             503  something that is needed is away: broker, database, weights, a service
     ├── DeadlineExceeded        504
     ├── Cancelled               499  the job or request was cancelled
@@ -121,6 +122,12 @@ class QueueFull(LeverPlusError):
     status = 429
     title = "Queue is full"
     template = "{what} holds {size} of {limit} places; try again in {retry_after_s} s"
+
+
+class NotInstalled(LeverPlusError):
+    status = 501
+    title = "Not installed"
+    template = "{what} needs {extra}, which is not installed here ({reason}); {hint}"
 
 
 class Unavailable(LeverPlusError):

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, get_args
 
 from leverplus.errors import InvalidConfig
+
+Turns = Literal["one", "per-shot"]
+
+
+class Example(Protocol):
+    """What a template shows of an example, besides its image: a `Shot`, or an item of a dataset."""
+
+    @property
+    def question(self) -> str: ...
+
+    @property
+    def answer(self) -> str | None: ...
+
+
+@dataclass(frozen=True)
+class Unsolved:
+    """A question whose image lies in no file."""
+
+    question: str
+    answer: None = None
 
 
 @dataclass(frozen=True)
@@ -33,9 +53,21 @@ class PromptTemplate:
     system: str
     answered: str
     question: str
-    turns: Literal["one", "per-shot"] = "one"
+    turns: Turns = "one"
 
-    def messages(self, demonstrations: Sequence[Shot], query: Shot) -> list[dict[str, Any]]:
+    @classmethod
+    def from_fingerprint(cls, value: Mapping[str, Any]) -> PromptTemplate:
+        """Inverse of `fingerprint`: the prompt as it was scored, whatever is called by its name now. InvalidConfig."""
+        try:
+            found = cls(**value)
+        except TypeError as exc:
+            raise InvalidConfig(field="prompt", reason=f"a fingerprint of no prompt template: {exc}") from exc
+        texts: list[Any] = [found.name, found.system, found.answered, found.question]
+        if found.turns not in get_args(Turns) or not all(isinstance(text, str) for text in texts):
+            raise InvalidConfig(field="prompt", reason=f"a fingerprint of no prompt template: {dict(value)!r}")
+        return found
+
+    def messages(self, demonstrations: Sequence[Example], query: Example) -> list[dict[str, Any]]:
         """Chat messages in the form that transformers' chat templates take; images are placeholders in prompt order."""
         solved = [self.answered.format(question=shot.question, answer=shot.answer) for shot in demonstrations]
         asked = _shown(self.question.format(question=query.question))
@@ -59,6 +91,25 @@ class PromptTemplate:
             "question": self.question,
         }
         return described if self.turns == "one" else {**described, "turns": self.turns}
+
+    def chat_completion_messages(
+        self, demonstrations: Sequence[Example], query: Example, image_urls: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """The messages as OpenAI's chat completions take them; a content without images is a plain string.
+
+        `image_urls`: the demonstrations' in their order, then the query's.
+        """
+        urls = iter(image_urls)
+        sent: list[dict[str, Any]] = []
+        for message in self.messages(demonstrations, query):
+            parts: list[dict[str, Any]] = message["content"]
+            content: Any = [
+                {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part for part in parts
+            ]
+            if all(part["type"] == "text" for part in parts):
+                content = "".join(part["text"] for part in parts)
+            sent.append({"role": message["role"], "content": content})
+        return sent
 
 
 def _shown(text: str) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ def top_in_order(scores: Vector, count: int) -> npt.NDArray[np.int64]:
     Where fewer than `count` are above -inf, the last ones mean nothing.
     """
     remaining = scores.reshape(-1, scores.shape[-1])
-    if count > 1:
-        remaining = remaining.copy()
+    if (apart := _clearly_apart(remaining, count)) is not None:
+        return apart.reshape(*scores.shape[:-1], count)
+    remaining = remaining.copy()
     row = np.arange(len(remaining))
     best = np.empty((len(remaining), count), dtype=np.int64)
     for step in range(count):
@@ -32,6 +33,20 @@ def top_in_order(scores: Vector, count: int) -> npt.NDArray[np.int64]:
         if step + 1 < count:
             remaining[row, index] = -np.inf
     return best.reshape(*scores.shape[:-1], count)
+
+
+def _clearly_apart(scores: Vector, count: int) -> npt.NDArray[np.int64] | None:
+    """The `count` best of each row of scores [R, N] by plain sorting, None where ties have to be looked at."""
+    first = max(scores.shape[1] - count - 1, 0)
+    row = np.arange(len(scores))[:, None]
+    best = scores.argpartition(first, axis=1)[:, first:]
+    values = scores[row, best]
+    order = values.argsort(axis=1)[:, ::-1]
+    values = values[row, order]
+    # Negated, so that a difference of two infinities counts as no distance.
+    if not (values[:, :-1] - values[:, 1:] > 2 * TIE_TOLERANCE).all():
+        return None
+    return best[row, order[:, :count]]
 
 
 def measurable(name: str, vectors: Vector) -> Vector:
@@ -54,8 +69,9 @@ def unit(vectors: Vector) -> Vector:
 
 def softmax(logits: Vector) -> Vector:
     """Every row has a number above -inf."""
-    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
+    weights = logits - np.maximum.reduce(logits, axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    weights /= np.add.reduce(weights, axis=-1, keepdims=True)
     return weights
 
 
@@ -69,9 +85,12 @@ def log_softmax(logits: Vector) -> Vector:
 
 def layer_norm(vectors: Vector, weight: Vector, bias: Vector) -> Vector:
     # ndarray.mean takes four times as long as a sum where there are few numbers.
-    centred = vectors - vectors.sum(axis=-1, keepdims=True) / np.float32(vectors.shape[-1])
-    variance = np.einsum("...i,...i->...", centred, centred)[..., None] / np.float32(vectors.shape[-1])
-    centred /= np.sqrt(variance + np.float32(_LAYER_NORM_EPSILON))
+    size = np.float32(vectors.shape[-1])
+    centred = vectors - np.add.reduce(vectors, axis=-1, keepdims=True) / size
+    deviation = np.einsum("...i,...i->...", centred, centred)
+    deviation /= size
+    deviation += np.float32(_LAYER_NORM_EPSILON)
+    centred /= np.sqrt(deviation, out=deviation)[..., None]
     centred *= weight
     centred += bias
     return centred

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, InvalidInput, LeverPlusError
 from leverplus.ids import MAX_SHOTS
+from leverplus.selection import ChosenItem, PolicyName, Selection
 from selector_api.fixed_pointer import fixed_pointer
-from selector_api.schemas import Choosing, PolicyName
+from selector_api.schemas import Choosing, QueryReference
 from selector_api.serving import Pool, Query, Served
 
 
@@ -53,13 +54,19 @@ def settle_way(served: Served, asked: Choosing) -> Way:
 
 
 def resolve_query(
-    served: Served, query_id: int | None, question_id: str | None, embedding: Sequence[float] | None = None
+    served: Served,
+    query_id: int | None,
+    question_id: str | None,
+    embedding: Sequence[float] | None = None,
+    unseen: Query | None = None,
 ) -> Query:
-    """InvalidInput unless exactly one of the three is given; NotFound; InvalidEmbeddings for a vector of another kind."""
-    offered = {"query_id": query_id, "question_id": question_id, "embedding": embedding}
+    """InvalidInput unless exactly one of the four is given; NotFound; InvalidEmbeddings for a vector of another kind."""
+    offered = {"query_id": query_id, "question_id": question_id, "embedding": embedding, "image and question": unseen}
     given = [name for name, value in offered.items() if value is not None]
     if len(given) != 1:
         raise InvalidInput(f"a query needs one of {', '.join(offered)}; given: {', '.join(given) or 'none'}")
+    if unseen is not None:
+        return unseen
     if query_id is not None:
         return Query(served.dataset.item(query_id).item_id)
     if question_id is not None:
@@ -80,9 +87,36 @@ def resolve_query(
     return Query(None, vector)
 
 
-def select(served: Served, queries: Sequence[Query], way: Way) -> list[dict[str, Any] | LeverPlusError]:
-    """The answer to each query, as schemas.Selection describes it, or why there is none."""
-    answers: dict[int, dict[str, Any] | LeverPlusError] = {}
+def select_each(
+    served: Served, asked: Sequence[QueryReference], unseen: Mapping[int, Query], way: Way
+) -> list[tuple[Query, Selection]]:
+    """Each query with its answer, all or none; an error names its query. `unseen`: those that are encoded, by their number."""
+    queries: list[Query] = []
+    for number, one in enumerate(asked):
+        with naming(number):
+            queries.append(resolve_query(served, one.query_id, one.question_id, one.embedding, unseen.get(number)))
+    selections: list[tuple[Query, Selection]] = []
+    for number, answer in enumerate(select(served, queries, way)):
+        if isinstance(answer, LeverPlusError):
+            with naming(number):
+                raise answer
+        selections.append((queries[number], answer))
+    return selections
+
+
+@contextmanager
+def naming(number: int) -> Generator[None]:
+    """Errors inside say which of the request's queries they are about."""
+    try:
+        yield
+    except LeverPlusError as exc:
+        exc.detail = f"queries.{number}: {exc.detail}"
+        raise
+
+
+def select(served: Served, queries: Sequence[Query], way: Way) -> list[Selection | LeverPlusError]:
+    """The answer to each query, or why there is none."""
+    answers: dict[int, Selection | LeverPlusError] = {}
     waiting: list[tuple[int, Query, Pool]] = []
     for number, query in enumerate(queries):
         try:
@@ -118,7 +152,7 @@ def _pool(served: Served, query: Query, way: Way) -> Pool:
 
 def _answer(
     served: Served, query: Query, way: Way, pool: Pool, pointer: list[int], steps: Sequence[float] | None = None
-) -> dict[str, Any]:
+) -> Selection:
     return {
         "query_id": query.item_id,
         "pointer": pointer,
@@ -131,7 +165,7 @@ def _answer(
     }
 
 
-def _chosen(served: Served, item_id: int, step: float | None) -> dict[str, Any]:
+def _chosen(served: Served, item_id: int, step: float | None) -> ChosenItem:
     item = served.dataset.items[item_id]
     return {
         "item_id": item_id,

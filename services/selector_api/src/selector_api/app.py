@@ -14,18 +14,23 @@ from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import Shortcut, create_service
 from selector_api.batches import Batches
+from selector_api.deployment_routes import router as deployments_router
+from selector_api.encoding import Encoding
+from selector_api.health import HealthChecks, HealthGauges
 from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
+from selector_api.message_routes import router as messages_router
 from selector_api.routes import router, select_one
 from selector_api.settings import SelectorSettings
 
 _BODY_LIMIT_MIB = 96
-"""A thousand embeddings of 4,096 numbers, 22 characters each."""
+"""A thousand embeddings of 4,096 numbers, 22 characters each; or a thousand photographs of 70 KB."""
 
 
-def create_app(settings: SelectorSettings) -> FastAPI:
+def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) -> FastAPI:
     """The application. It starts without a deployment too, and is ready once the default alias can be served."""
-    library = Library(settings.data_root)
+    health = HealthChecks()
+    library = Library(settings.data_root, health)
 
     def ready() -> str | None:
         served, fault = library.follow(DEFAULT_ALIAS)
@@ -37,6 +42,7 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         return None
 
     batches = Batches()
+    encoding = encoding or Encoding()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -44,9 +50,12 @@ def create_app(settings: SelectorSettings) -> FastAPI:
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
         batches.close()
+        encoding.close()
+        health.close()
 
     registry = CollectorRegistry()
     selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
+    registry.register(HealthGauges(library.served, health))
     known = KnownAnswers(library)
     app = create_service(
         "selector_api",
@@ -59,7 +68,10 @@ def create_app(settings: SelectorSettings) -> FastAPI:
     )
     app.state.library = library
     app.state.batches = batches
+    app.state.encoding = encoding
+    app.state.health = health
     app.state.known = known
     app.state.selections = selections
-    app.include_router(router)
+    for routes in (router, messages_router, deployments_router):
+        app.include_router(routes)
     return app

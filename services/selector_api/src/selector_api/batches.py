@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from leverplus.errors import LeverPlusError, QueueFull
+from leverplus.selection import Selection
 from selector_api.answers import Way, select
 from selector_api.serving import Query, Served
 
 _PLACES = 4_096
 _RETRY_AFTER_S = 1
 
-Answer = dict[str, Any] | LeverPlusError
+Answer = Selection | LeverPlusError
 _Future = asyncio.Future[Answer]
 _Waiting = dict[tuple[Served, Way], list[tuple[Query, _Future]]]
 
@@ -33,7 +33,7 @@ class Batches:
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="select")
 
-    async def select(self, served: Served, way: Way, query: Query) -> dict[str, Any]:
+    async def select(self, served: Served, way: Way, query: Query) -> Selection:
         """The answer; raises why there is none, and QueueFull where too many wait."""
         if self._waiting >= _PLACES:
             raise QueueFull(what="the selector's queue", size=self._waiting, limit=_PLACES, retry_after_s=_RETRY_AFTER_S)

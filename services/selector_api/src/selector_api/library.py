@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from leverplus.checkpoints import load_checkpoint
-from leverplus.data_root import DataRoot
+from leverplus.data_root import DataRoot, is_name
 from leverplus.dataset import Dataset
 from leverplus.deployments import read_deployment
 from leverplus.embeddings import Embeddings
 from leverplus.errors import LeverPlusError
+from selector_api.health import HealthChecks
 from selector_api.serving import Served
 
 logger = logging.getLogger("selector_api")
@@ -46,8 +47,9 @@ class _Alias:
 class Library:
     """Loaded checkpoints, datasets and aliases. Safe from several threads; one of them loads at a time."""
 
-    def __init__(self, root: DataRoot) -> None:
+    def __init__(self, root: DataRoot, health: HealthChecks) -> None:
         self._root = root
+        self._health = health
         self._lock = threading.Lock()
         self._aliases: dict[str, _Alias] = {}
         self._checkpoints: OrderedDict[str, Served] = OrderedDict()
@@ -71,6 +73,15 @@ class Library:
             assert fault is not None
             raise fault
         return served
+
+    def aliases(self) -> list[str]:
+        """Those that have a deployment, or are in memory."""
+        files = (self._root.path / "deployments").glob("*.json")
+        return sorted({path.stem for path in files if is_name(path.stem)} | set(self._aliases))
+
+    def served(self) -> dict[str, Served]:
+        """What each alias that is in memory serves."""
+        return {alias: state.served for alias, state in sorted(self._aliases.copy().items()) if state.served is not None}
 
     def checkpoint(self, checkpoint_id: str) -> Served | None:
         """A checkpoint that is in memory."""
@@ -103,6 +114,7 @@ class Library:
             try:
                 deployment = read_deployment(self._root, alias)
                 served, fault = self._loaded(deployment.checkpoint_id), None
+                self._health.begin(served)
                 logger.info("alias %s serves %s", alias, deployment.checkpoint_id)
             except LeverPlusError as exc:
                 served, fault = before, exc

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mimetypes
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Annotated
 
 import orjson
@@ -14,14 +12,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from leverplus.deployments import DEFAULT_ALIAS
-from leverplus.errors import InvalidInput, LeverPlusError
+from leverplus.errors import InvalidInput
+from leverplus.selection import Selection, Selections
 from leverplus.web import described_parameters, query_parameters
-from selector_api.answers import resolve_query, select, settle_way
+from selector_api.answers import resolve_query, select_each, settle_way
 from selector_api.batches import Batches
 from selector_api.known_answers import KnownAnswer, KnownAnswers
 from selector_api.library import Library
-from selector_api.schemas import Choosing, Selection, Selections, SelectParameters, SelectRequest
-from selector_api.serving import Query, Served
+from selector_api.schemas import Choosing, SelectParameters, SelectRequest
+from selector_api.serving import Served
+from selector_api.unseen import encode_unseen
 
 router = APIRouter()
 
@@ -41,7 +41,7 @@ async def select_one(request: Request) -> Response:
     known = answers.find(request)
     if known is None:
         parameters = query_parameters(request, SelectParameters, lists=("exclude",))
-        served = await _served(request, parameters)
+        served = await find_served(request, parameters)
         way = settle_way(served, parameters)
         query = resolve_query(served, parameters.query_id, parameters.question_id)
         batches: Batches = request.app.state.batches
@@ -56,23 +56,17 @@ async def select_one(request: Request) -> Response:
 async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) -> Response:
     """Demonstrations for up to 1,000 queries, all or none of them, in the order they were asked.
 
-    A query that is given by its embedding is no item of the dataset: its pool is drawn with a seed made of the policy's
-    seed and the embedding's bytes (float32, little-endian), or by similarity to it, and nothing is excluded from it.
+    A query that is given by image and question, or by its embedding, is no item of the dataset: its pool is drawn with a seed
+    made of the policy's seed, the image file's bytes and the question (or the embedding's bytes: float32, little-endian), or by
+    similarity to it. Image and question are encoded here, by the dataset's encoder; where the image file is one of the
+    dataset's, items that show it are left out.
     """
-    served = await _served(request, body)
+    served = await find_served(request, body)
     way = settle_way(served, body)
+    unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
-        queries: list[Query] = []
-        for number, asked in enumerate(body.queries):
-            with _naming(f"queries.{number}"):
-                queries.append(resolve_query(served, asked.query_id, asked.question_id, asked.embedding))
-        results = select(served, queries, way)
-        for number, result in enumerate(results):
-            if isinstance(result, LeverPlusError):
-                with _naming(f"queries.{number}"):
-                    raise result
-        return orjson.dumps({"results": results})
+        return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
     content = await run_in_threadpool(answer)
@@ -104,17 +98,7 @@ async def image(request: Request, dataset: str, item_id: int) -> Response:
     return FileResponse(path, media_type=kind, headers=headers, stat_result=status)
 
 
-@contextmanager
-def _naming(place: str) -> Generator[None]:
-    """Errors inside say where they are from."""
-    try:
-        yield
-    except LeverPlusError as exc:
-        exc.detail = f"{place}: {exc.detail}"
-        raise
-
-
-async def _served(request: Request, asked: Choosing) -> Served:
+async def find_served(request: Request, asked: Choosing) -> Served:
     """The checkpoint that is asked for; loading happens off the event loop."""
     library: Library = request.app.state.library
     if asked.checkpoint is not None:

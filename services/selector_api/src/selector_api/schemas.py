@@ -1,20 +1,19 @@
-"""What is asked and answered over HTTP. Answers are written as plain dictionaries; their models document them."""
+"""What is asked over HTTP; leverplus.selection has what is answered."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.ids import MAX_SHOTS
+from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, PolicyName
 
-MAX_QUERIES = 1_000
 MAX_BEAM = 64
 MAX_EXCLUDED = 1_000
-
-PolicyName = Literal["v3", "random", "similar_image", "similar_text", "similar_joint", "best_fixed", "zero_shot"]
+MAX_QUESTION = 2_000
 
 Shots = Annotated[
     int | None,
@@ -66,7 +65,7 @@ class SelectParameters(Choosing):
 
 
 class QueryReference(BaseModel):
-    """Exactly one of the three."""
+    """Exactly one of query_id, question_id, embedding, and question with its image."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,43 +74,20 @@ class QueryReference(BaseModel):
     embedding: Annotated[
         list[float] | None, Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it")
     ] = None
+    image: Annotated[
+        str | None,
+        Field(
+            description="The image file of a query outside the dataset, in base64 or as a data URL: at most 10 MiB, 64 M pixels"
+        ),
+    ] = None
+    question: Annotated[
+        str | None, Field(max_length=MAX_QUESTION, description="Its question; alone where the dataset has no images")
+    ] = None
 
 
 class SelectRequest(Choosing):
     queries: Annotated[list[QueryReference], Field(min_length=1, max_length=MAX_QUERIES)]
 
 
-class ChosenItem(BaseModel):
-    """A demonstration. `step_logprob`: log-probability of this step, null for policies without one."""
-
-    item_id: int
-    question: str
-    answer: str | None
-    image_url: str | None = Field(description="Path at this service; null in a dataset without images")
-    step_logprob: float | None
-
-
-class PoolDescription(BaseModel):
-    size: int
-    policy: dict[str, Any] = Field(description="The checkpoint's pool policy")
-    sha256: str = Field(description="Of the canonical JSON of the pool's item ids in order")
-    excluded: list[int] = Field(
-        description="What was taken out of the query's pool before: items that were to be excluded, or that show its own image"
-    )
-
-
-class Selection(BaseModel):
-    """Demonstrations in prompt order: the last one stands next to the query. `query_id` is null for an embedding."""
-
-    query_id: int | None
-    pointer: list[int]
-    icds: list[ChosenItem]
-    logprob: float | None = Field(description="Log-probability of the pointer, null for policies without one")
-    policy: str
-    checkpoint: str
-    pool: PoolDescription
-    fingerprint: dict[str, str] = Field(description="sha256 of the dataset and pool contracts that were served")
-
-
-class Selections(BaseModel):
-    results: list[Selection]
+class MessagesRequest(Choosing):
+    queries: Annotated[list[QueryReference], Field(min_length=1, max_length=MAX_PROMPTS)]

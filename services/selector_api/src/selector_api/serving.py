@@ -5,7 +5,7 @@ It is served only where dataset, embeddings and pool policy have the fingerprint
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -22,9 +22,10 @@ from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
 from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
+from leverplus.selection import PolicyName, PoolDescription
+from leverplus.selector_health import SelectorHealth, measure_health, shots_of
 from selector_api.choosing import Asked, Chooser, Chosen
 from selector_api.own_image import OwnImage
-from selector_api.schemas import PolicyName
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
     "similar_image": "image",
@@ -38,12 +39,15 @@ QUICK_POOL = 1_024
 """Choosing from no more items than this takes less time than handing the work to a thread and back under load."""
 
 
+_UNDESCRIBED: PoolDescription = {"size": 0, "policy": {}, "sha256": "", "excluded": []}
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """Item ids [K] in order, and what the answer says of them."""
 
     ids: Ids
-    description: dict[str, Any]
+    description: PoolDescription
 
     @classmethod
     def described(cls, ids: Ids, policy: dict[str, Any]) -> Pool:
@@ -124,6 +128,18 @@ class Served:
             image_id=None if same is None else self.dataset.items[same].image_id,
         )
         return Pool.described(ids, self._pool_policy).without(self.showing_its_image(query, ids))
+
+    def health(self, check: Callable[[], None]) -> SelectorHealth:
+        """What `measure_health` finds of the checkpoint's own choices."""
+        shots = shots_of(self.info)
+
+        def choose(vector: Vector, ids: Ids) -> list[int]:
+            (found,) = self.choose([(Query(None, vector), Pool(ids, _UNDESCRIBED))], shots, 1)
+            if isinstance(found, LeverPlusError):
+                raise found
+            return found.pointer
+
+        return measure_health(choose, self._pools, self.embeddings, shots=shots, check=check)
 
     def showing_its_image(self, query: Query, ids: Ids) -> npt.NDArray[np.bool_]:
         """[K] which of `ids` [K] show the query's own image, as far as it is known."""

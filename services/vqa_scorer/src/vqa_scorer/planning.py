@@ -13,12 +13,12 @@ from leverplus.dataset import Dataset, no_such_dataset
 from leverplus.errors import InvalidInput
 from leverplus.fingerprint import digest
 from leverplus.ids import ItemId, Pointer, check_pointer
+from leverplus.images import FileVersion, file_version, read_image
 from leverplus.metric import answer_texts
 from leverplus.prompts import Shot
 from leverplus.scoring import ScoreOptions, ScoreRequest
 from leverplus.store import ScoreKey
 from vqa_scorer.engines import ScoringPrompt
-from vqa_scorer.engines.images import FileVersion, file_version, read_image
 
 _ANNOTATORS = 10
 _OPEN_DATASETS = 4

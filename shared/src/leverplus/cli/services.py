@@ -128,6 +128,7 @@ def promote(
     """Have an alias serve a checkpoint."""
     from leverplus.cli.output import print_json
     from leverplus.client import TrainerClient
+    from leverplus.selector_health import health_warnings
 
     with TrainerClient(trainer_url) as client:
         deployment = client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason)
@@ -135,6 +136,8 @@ def promote(
         print_json(deployment)
     else:
         print(f"{alias} serves {checkpoint}; reason recorded: {reason!r}")
+        for warning in health_warnings(deployment.get("health")):
+            print(f"warning: {checkpoint}: {warning}")
 
 
 def select(
@@ -150,8 +153,8 @@ def select(
 ) -> None:
     """The demonstrations that the promoted selector chooses for a query."""
     from leverplus.cli.output import print_json
-    from leverplus.client import SelectorClient
     from leverplus.errors import InvalidInput
+    from leverplus.selector_client import SelectorClient
 
     if (query_id is None) == (question_id is None):
         raise InvalidInput("name the query by --query-id or by --question-id")

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from leverplus.cli.job_progress import ProgressDisplay, watch_job
-from leverplus.client import ScorerClient, SelectorClient, TrainerClient
+from leverplus.client import ScorerClient, TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.demo.config import Cut, DemoConfig
 from leverplus.ids import ItemId
 from leverplus.launcher import Stack
 from leverplus.scoring import ScoredCandidate, ScoreOptions, ScoreQuery, ScoreRequest
+from leverplus.selection import Selection
+from leverplus.selector_client import SelectorClient
 
 STEP_LIMIT_S = 1200.0
 ALIAS = "production"
@@ -114,7 +116,7 @@ def promote(trainer: TrainerClient, checkpoint_id: str) -> None:
         display.done(f"{deployment['alias']} serves {checkpoint_id}; reason recorded: {deployment['reason']!r}")
 
 
-def select(selector: SelectorClient, scorer: ScorerClient, config: DemoConfig) -> tuple[dict[str, Any], ScoredCandidate]:
+def select(selector: SelectorClient, scorer: ScorerClient, config: DemoConfig) -> tuple[Selection, ScoredCandidate]:
     """Demonstrations for the first test query, and the VLM's answer with them."""
     dataset = Dataset.open(DataRoot(config.data).dataset(config.cut.dataset))
     query_id = dataset.split_ids("test")[0]

@@ -8,7 +8,7 @@ so a dot product of two vectors is the sum of the two cosines. Answers never ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,8 +47,8 @@ class ImageEncoder:
         self._network = network.eval().to(memory_format=torch.channels_last)
         self.identity = {"name": "efficientnet-lite0", "sha256": file_sha256(weights), "preprocessing": "rgb-256-224-v1"}
 
-    def encode(self, images: Sequence[ImageSource]) -> FloatMatrix:
-        """Images → [n, 1280], rows of unit length; InvalidDataset naming a file that is no image."""
+    def encode(self, images: Iterable[ImageSource]) -> FloatMatrix:
+        """Images → [n, 1280], rows of unit length; InvalidDataset naming a file that is no image. One is held at a time."""
         pixels = np.stack([_pixels(image) for image in images])
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         with torch.inference_mode():
@@ -107,7 +107,7 @@ def embed_dataset(dataset: Dataset, *, batch_size: int = 32, progress: Callable[
 
     columns: list[tuple[str, FloatMatrix]] = []
     encoder: dict[str, Any] = {}
-    with _one_thread():
+    with one_thread():
         report(0)
         if image_paths:
             image_encoder = ImageEncoder()
@@ -125,7 +125,7 @@ def embed_dataset(dataset: Dataset, *, batch_size: int = 32, progress: Callable[
 
     vectors = np.concatenate([matrix for _, matrix in columns], axis=1)
     manifest = EmbeddingManifest(
-        encoder={"name": "+".join(part["name"] for part in encoder.values()), **encoder},
+        encoder=named_encoder(encoder),
         dataset_sha256=dataset.info.sha256,
         blocks=_lay_out([(name, matrix.shape[1]) for name, matrix in columns]),
         d_model=vectors.shape[1],
@@ -134,6 +134,11 @@ def embed_dataset(dataset: Dataset, *, batch_size: int = 32, progress: Callable[
         source="encoders",
     )
     return Embeddings(vectors, vectors, manifest)
+
+
+def named_encoder(blocks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What a manifest says of its encoder, from the identity of each block's."""
+    return {"name": "+".join(part["name"] for part in blocks.values()), **blocks}
 
 
 def _lay_out(widths: Sequence[tuple[str, int]]) -> tuple[Block, ...]:
@@ -175,7 +180,7 @@ def _cropped(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 @contextmanager
-def _one_thread() -> Generator[None]:
+def one_thread() -> Generator[None]:
     """One torch thread: these networks are so small that two threads are ten times slower than one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)

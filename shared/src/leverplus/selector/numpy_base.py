@@ -114,7 +114,6 @@ class SelectorPolicy(ABC):
 
     def choose_beams(self, query: Vector, candidates: Vector | PreparedCandidates, shots: int, beam: int) -> list[Choice]:
         """At most `beam` pointers, best first; fewer where the pool has fewer. Ties go to the lower position."""
-        self._check_width("query", query, 1)
         return self.choose_many(query[None], self._prepared(candidates), shots, beam)[0]
 
     def choose_many(
@@ -218,10 +217,11 @@ def _best_in_order(logits: Vector, shots: int) -> list[list[Choice]]:
     best = top_in_order(logits, shots)
     row = np.arange(len(logits))[:, None]
     # float64, and sums of what is left instead of differences: next to a near-certain choice the rest would be lost.
-    weights = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float64))
+    weights = np.subtract(logits, logits[row, best[:, :1]] if shots else 0, dtype=np.float64)
+    np.exp(weights, out=weights)
     chosen = weights[row, best]
     weights[row, best] = 0.0
-    left = weights.sum(axis=1, keepdims=True) + chosen[:, ::-1].cumsum(axis=1)[:, ::-1]
+    left = np.add.reduce(weights, axis=1, keepdims=True) + np.add.accumulate(chosen[:, ::-1], axis=1)[:, ::-1]
     steps = np.log(chosen / left)
     return [_choices([positions], one[None]) for positions, one in zip(best.tolist(), steps, strict=True)]
 

@@ -15,17 +15,19 @@ import numpy.typing as npt
 
 from leverplus.selector.config import SelectorConfig
 from leverplus.selector.numpy_base import Mask, PolicyState, SelectorPolicy, products, weighted_sums
-from leverplus.vectors import Vector, measurable, sigmoid, softmax, unit
+from leverplus.vectors import Vector, layer_norm, measurable, sigmoid, softmax, unit
 
 
 class _Layer(NamedTuple):
     """One round of attention of n heads: into [h, n·h] and into_bias [n·h] make each head's query, out [n·h, h] and out_bias [h]
-    what is added for its sum over the pool."""
+    what is added for its sum over the pool; norm and norm_bias [h] are of the layer norm after it."""
 
     into: Vector
     into_bias: Vector
     out: Vector
     out_bias: Vector
+    norm: Vector
+    norm_bias: Vector
 
 
 class V3Policy(SelectorPolicy):
@@ -33,13 +35,14 @@ class V3Policy(SelectorPolicy):
 
     def __init__(self, tensors: Mapping[str, npt.NDArray[np.float32]], config: SelectorConfig) -> None:
         super().__init__(tensors, config)
-        self._layers = [self._folded(f"cross_attn_layers.{layer}") for layer in range(config.num_layers)]
+        self._layers = [self._folded(layer) for layer in range(config.num_layers)]
 
     @property
     def _sees_choices(self) -> bool:
         return self.config.state_update != "none"
 
-    def _folded(self, name: str) -> _Layer:
+    def _folded(self, number: int) -> _Layer:
+        name = f"cross_attn_layers.{number}"
         hidden, heads = self.config.hidden_dim, self.config.num_heads
         width = hidden // heads
         # Rows of in_proj: queries, keys, values; inside each, head after head.
@@ -52,13 +55,15 @@ class V3Policy(SelectorPolicy):
             np.einsum("nwk,nw->nk", weights[1], bias[0]).reshape(heads * hidden) * scale,
             np.einsum("onw,nwk->nko", out, weights[2]).reshape(heads * hidden, hidden),
             np.einsum("onw,nw->o", out, bias[2]) + self._weights[f"{name}.out_proj.bias"],
+            self._weights[f"attn_norms.{number}.weight"],
+            self._weights[f"attn_norms.{number}.bias"],
         )
         return _Layer(*(np.ascontiguousarray(part, dtype=np.float32) for part in layer))
 
     def _begin(self, query: Vector, context: Vector, closed: Mask | None) -> PolicyState:
-        for number, layer in enumerate(self._layers):
-            attended = measurable("query", query + self._attend(layer, query, context, closed))
-            query = self._normed(f"attn_norms.{number}", attended)
+        for layer in self._layers:
+            query = query + self._attend(layer, query, context, closed)
+            query = layer_norm(measurable("query", query), layer.norm, layer.norm_bias)
         direction = unit(measurable("query", query @ self._weights["query_proj.weight"].T))
         return PolicyState(direction, np.empty((len(query), 0), dtype=np.float32))
 
@@ -66,11 +71,12 @@ class V3Policy(SelectorPolicy):
         batch, hidden = query.shape
         folded = query @ layer.into
         folded += layer.into_bias
-        scores = products(folded.reshape(batch, self.config.num_heads, hidden), context)
+        scores = products(folded.reshape(batch, -1, hidden), context)
         if closed is not None:
             scores[np.broadcast_to(closed[:, None], scores.shape)] = -np.inf
-        pooled = weighted_sums(softmax(scores), context)
-        return pooled.reshape(batch, -1) @ layer.out + layer.out_bias
+        added = weighted_sums(softmax(scores), context).reshape(batch, -1) @ layer.out
+        added += layer.out_bias
+        return added
 
     def _advance(self, state: PolicyState, chosen: Vector) -> PolicyState:
         keys = unit(chosen @ self._weights["cand_proj.weight"].T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -10,10 +11,13 @@ from pydantic import BaseModel
 
 from leverplus.checkpoints import list_checkpoints, load_checkpoint
 from leverplus.deployments import Deployment, list_deployments, promote, rollback
+from leverplus.selector_health import checkpoint_health, health_warnings
 from pointer_trainer.deletion import Deleted, Kept, delete_checkpoint, prune_checkpoints
 from pointer_trainer.requests import PromoteRequest, PruneRequest, RollbackRequest
 from pointer_trainer.routes.broken import Broken, BrokenList
 from pointer_trainer.state import State
+
+logger = logging.getLogger("pointer_trainer")
 
 router = APIRouter(tags=["checkpoints"])
 
@@ -50,9 +54,17 @@ def get_checkpoints(state: State) -> CheckpointList:
 
 @router.post("/checkpoints/{checkpoint_id}/promote")
 def promote_checkpoint(checkpoint_id: str, body: PromoteRequest, state: State) -> Deployment:
-    """Makes an alias serve the checkpoint, once it has been read whole; who and why are recorded."""
-    load_checkpoint(state.data_root.checkpoint(checkpoint_id))
-    return promote(state.data_root, body.alias, checkpoint_id, by=body.by, reason=body.reason)
+    """Makes an alias serve the checkpoint, once it has been read whole; who and why are recorded.
+
+    `health` says whether its choices depend on the query, over a sample of queries, with a warning where they hardly do; it stops
+    no promotion.
+    """
+    root = state.data_root
+    tensors, info = load_checkpoint(root.checkpoint(checkpoint_id))
+    health = checkpoint_health(root, tensors, info)
+    for warning in health_warnings(health):
+        logger.warning("checkpoint %s: %s", checkpoint_id, warning)
+    return promote(root, body.alias, checkpoint_id, by=body.by, reason=body.reason, health=health)
 
 
 @router.delete("/checkpoints/{checkpoint_id}")

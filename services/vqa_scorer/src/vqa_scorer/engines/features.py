@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vqa_scorer.engines.images import FileVersion
+from leverplus.images import FileVersion
 from vqa_scorer.engines.prefixes import ImageShape
 
 

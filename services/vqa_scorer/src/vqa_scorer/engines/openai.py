@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from leverplus.errors import GenerationFailed, InvalidConfig, InvalidInput, LeverPlusError, Unavailable, shorten
 from leverplus.prompts import SHORT_ANSWER, PromptTemplate
+from leverplus.retrying import RetryPolicy
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.engines.data_urls import data_url
-from vqa_scorer.engines.openai_server import BadAnswer, OpenAIServer, RetryPolicy
+from vqa_scorer.engines.openai_server import BadAnswer, OpenAIServer
 
 logger = logging.getLogger(__name__)
 
@@ -209,18 +210,8 @@ class OpenAIEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _payload(self, prompt: ScoringPrompt) -> dict[str, Any]:
-        """The template's messages with each image as a data URL; a content without images is a plain string."""
-        shots = iter((*prompt.demonstrations, prompt.query))
-        messages: list[dict[str, Any]] = []
-        for message in self._template.messages(prompt.demonstrations, prompt.query):
-            parts: list[dict[str, Any]] = message["content"]
-            content: Any = [
-                {"type": "image_url", "image_url": {"url": data_url(next(shots).image)}} if part["type"] == "image" else part
-                for part in parts
-            ]
-            if all(part["type"] == "text" for part in parts):
-                content = "".join(part["text"] for part in parts)
-            messages.append({"role": message["role"], "content": content})
+        image_urls = [data_url(shot.image) for shot in (*prompt.demonstrations, prompt.query)]
+        messages = self._template.chat_completion_messages(prompt.demonstrations, prompt.query, image_urls)
         return {"model": self._model, "messages": messages, **_GREEDY, "max_tokens": self._max_new_tokens}
 
     def _text(self, document: Any) -> str:

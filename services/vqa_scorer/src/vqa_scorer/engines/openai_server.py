@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import random
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
 
 from leverplus.errors import InvalidConfig, Unavailable, shorten
+from leverplus.retrying import RetryPolicy, retry_after_s
 
 logger = logging.getLogger(__name__)
 
@@ -21,25 +18,6 @@ _TOO_MANY_REQUESTS = 429
 _CONNECT_LIMIT_S = 10.0
 LARGEST_ANSWER_BYTES = 4 * 2**20
 """Of a body: many times a list of models or a short answer, and little in memory for every request under way."""
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How long a request is tried. Times in seconds.
-
-    After attempt n fails it waits `first_wait_s` · 2ⁿ⁻¹, at most `longest_wait_s`, times a random factor from ½ to 1, and
-    never less than a Retry-After asks for. It gives up after `attempts`, or when the next one would begin past `total_s`.
-    """
-
-    attempts: int = 6
-    total_s: float = 180.0
-    attempt_s: float = 60.0
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 20.0
-
-    def wait_s(self, attempt: int, retry_after_s: float) -> float:
-        backoff = min(self.first_wait_s * 2 ** (attempt - 1), self.longest_wait_s)
-        return max(backoff * random.uniform(0.5, 1.0), retry_after_s)
 
 
 class BadAnswer(Exception):
@@ -77,7 +55,8 @@ class OpenAIServer:
     async def json(self, method: str, path: str, payload: Any = None) -> Any:
         """The JSON of a 200 answer. Unavailable when the policy gives up, BadAnswer for what it doesn't try again."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + self._retry.total_s
+        begun = loop.time()
+        end = begun + self._retry.total_s
         attempt = 0
         while True:
             attempt += 1
@@ -89,7 +68,7 @@ class OpenAIServer:
             except _Passing as exc:
                 failure = exc
             wait = self._retry.wait_s(attempt, failure.retry_after_s)
-            if attempt >= self._retry.attempts or loop.time() + wait >= end:
+            if self._retry.gives_up(attempt, loop.time() - begun, wait):
                 tried = f"attempt {attempt} of at most {self._retry.attempts} in {self._retry.total_s:g} s: {failure}"
                 hint = "what it did not answer was not stored; try again"
                 raise Unavailable(what=f"the VLM server at {self.url}", reason=tried, hint=hint)
@@ -116,7 +95,7 @@ class OpenAIServer:
         status, shown = response.status_code, shorten(self.without_key(body.decode(errors="replace")))
         said = f"HTTP {status} {shown}".strip()
         if status == _TOO_MANY_REQUESTS or status >= 500:
-            wait_s = _seconds(response.headers.get("Retry-After"))
+            wait_s = retry_after_s(response.headers.get("Retry-After"))
             raise _Passing(f"{said}, Retry-After {wait_s:g} s" if wait_s else said, wait_s)
         if status != 200:
             raise BadAnswer(f"{asked} was answered with {said}", status)
@@ -169,17 +148,3 @@ def _checked_url(url: str) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidConfig(field=field, reason=f"{url!r} is no URL of a server; {example}")
     return str(parsed.copy_with(path=parsed.path.rstrip("/") or "/v1"))
-
-
-def _seconds(retry_after: str | None) -> float:
-    """A Retry-After header, seconds or a date, as seconds from now; 0 where it says nothing (RFC 9110, section 10.2.3)."""
-    if retry_after is None:
-        return 0.0
-    if retry_after.isascii() and retry_after.strip().isdigit():
-        return float(retry_after)
-    try:
-        moment = parsedate_to_datetime(retry_after)
-    except (ValueError, OverflowError):
-        return 0.0
-    aware = moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-    return max((aware - datetime.now(UTC)).total_seconds(), 0.0)

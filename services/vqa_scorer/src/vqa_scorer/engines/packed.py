@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError
+from leverplus.images import FileVersion, file_version
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import EngineCounts, EnginePhase, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments, beam_search, greedy_search
 from vqa_scorer.engines.features import FeatureCache, ImageFeatures
-from vqa_scorer.engines.images import FileVersion, file_version
 from vqa_scorer.engines.pixels import PixelReader, Pixels
 from vqa_scorer.engines.prefixes import EncodedPrompt, Features, ImageShape
 from vqa_scorer.engines.probabilities import answer_probabilities, spellings

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from leverplus.errors import InvalidInput
+from leverplus.images import read_image
 from vqa_scorer.engines.attention import upload
-from vqa_scorer.engines.images import read_image
 
 IMAGE_PROCESSOR = "Qwen2VLImageProcessorPil"
 """The class of transformers that gives the same values."""

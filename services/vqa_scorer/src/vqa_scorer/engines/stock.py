@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from leverplus.errors import GenerationFailed, InvalidConfig
+from leverplus.images import read_image
 from leverplus.prompts import PromptTemplate, Shot
 from vqa_scorer.engines import EngineCounts, ScoringPrompt
 from vqa_scorer.engines.decoding import GenerationArguments
-from vqa_scorer.engines.images import read_image
 from vqa_scorer.engines.probabilities import spellings
 
 logger = logging.getLogger(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +18,26 @@ FileVersion = tuple[Path, int, int, int, int]
 
 
 @contextmanager
-def opened(path: Path) -> Generator[Image.Image]:
+def opened(source: Path | bytes) -> Generator[Image.Image]:
     """The image with its header read; whatever goes wrong with it is InvalidInput naming the file, so also an image of more than
-    MOST_PIXELS."""
+    MOST_PIXELS. `source`: a file, or a file's bytes."""
+    name = "that was sent" if isinstance(source, bytes) else str(source)
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             if not 0 < image.width * image.height <= MOST_PIXELS:
                 size = f"{image.width} × {image.height} pixels"
-                raise InvalidInput(f"image {path} has {size}, at most {MOST_PIXELS:,} are read; shrink it", image=str(path))
+                raise InvalidInput(f"image {name} has {size}, at most {MOST_PIXELS:,} are read; shrink it", image=name)
             yield image
     except (InvalidInput, MemoryError):
         raise
     except Exception as exc:
         # What Pillow's readers raise for a broken file is told nowhere: RuntimeError, AttributeError, NotImplementedError, ...
-        raise InvalidInput(f"image {path} cannot be read: {exc}", image=str(path)) from exc
+        raise InvalidInput(f"image {name} cannot be read: {exc}", image=name) from exc
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(source: Path | bytes) -> Image.Image:
     """The decoded RGB image; InvalidInput naming the file if it is missing, broken, no image or has more than MOST_PIXELS."""
-    with opened(path) as image:
+    with opened(source) as image:
         return image.convert("RGB")
 
 

@@ -1,0 +1,195 @@
+"""Clients of the selector, blocking and asynchronous: what may pass is tried again, and answers are typed.
+
+A problem that the service answers is raised as the LeverPlusError that it names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from typing_extensions import Unpack
+
+from leverplus.client import CONNECT_LIMIT_S, DIRECT, ServiceClient, checked_url, raise_problem, transport_errors
+from leverplus.errors import LeverPlusError
+from leverplus.retrying import RetryPolicy, retry_after_s
+from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, AskedQuery, Choosing, Prompt, Selection
+
+T = TypeVar("T")
+
+PATIENCE = RetryPolicy(attempts=5, total_s=60.0, first_wait_s=0.2, longest_wait_s=10.0)
+"""`attempt_s` is the client's own timeout."""
+
+_MAY_PASS = (429, 500, 502, 503, 504)
+
+
+def unseen_query(image: Path | bytes | None, question: str) -> AskedQuery:
+    """A query outside the dataset; `image`: its file, or the file's bytes."""
+    if image is None:
+        return {"question": question}
+    content = image if isinstance(image, bytes) else image.read_bytes()
+    return {"image": base64.b64encode(content).decode(), "question": question}
+
+
+class SelectorClient(ServiceClient):
+    """The selector at `base_url`. A request that is turned away (429), fails (5xx) or gets no answer is tried again, as `retry`
+    says; then its error is raised."""
+
+    service = "selector_api"
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry: RetryPolicy = PATIENCE,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        super().__init__(base_url, timeout_s=timeout_s, transport=transport)
+        self._retry = retry
+
+    def select(self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]) -> Selection:
+        """Demonstrations for a query of the dataset; only one of the two ids is required."""
+        return self._ask("GET", "/select", params=_parameters(query_id, question_id, choosing))
+
+    def select_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Selection]:
+        """Demonstrations for any number of queries, in their order; 1,000 at a time are asked for."""
+        bodies = _bodies(queries, MAX_QUERIES, choosing)
+        return _joined([self._ask("POST", "/select", json=body) for body in bodies])
+
+    def messages(self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]) -> Prompt:
+        """The choice for a query of the dataset as chat messages, in the prompt that was scored."""
+        return self._ask("GET", "/messages", params=_parameters(query_id, question_id, choosing))
+
+    def messages_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Prompt]:
+        """Chat messages for any number of queries, in their order; 100 at a time are asked for."""
+        bodies = _bodies(queries, MAX_PROMPTS, choosing)
+        return _joined([self._ask("POST", "/messages", json=body) for body in bodies])
+
+    def deployments(self) -> list[dict[str, Any]]:
+        """What is served under each alias."""
+        return self._ask("GET", "/deployments")["deployments"]
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        tries = _Tries(self._retry)
+        while True:
+            response: httpx.Response | None = None
+            try:
+                with self._transport_errors(f"{method} {path}"):
+                    response = self._http.request(method, path, **arguments)
+                raise_problem(response)
+                return response.json()
+            except LeverPlusError as exc:
+                wait_s = tries.wait_s(exc, response)
+            time.sleep(wait_s)
+
+
+class AsyncSelectorClient:
+    """As SelectorClient, in an event loop. Any number of requests may be under way; `connections` bounds those on the wire."""
+
+    service = SelectorClient.service
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry: RetryPolicy = PATIENCE,
+        connections: int = 16,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.base_url = checked_url(self.service, base_url)
+        self._retry = retry
+        self._places = asyncio.Semaphore(connections)
+        self._http = httpx.AsyncClient(
+            base_url=self.base_url,
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            transport=transport,
+            mounts=DIRECT,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def select(
+        self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]
+    ) -> Selection:
+        return await self._ask("GET", "/select", params=_parameters(query_id, question_id, choosing))
+
+    async def select_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Selection]:
+        bodies = _bodies(queries, MAX_QUERIES, choosing)
+        return _joined([await self._ask("POST", "/select", json=body) for body in bodies])
+
+    async def messages(
+        self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]
+    ) -> Prompt:
+        return await self._ask("GET", "/messages", params=_parameters(query_id, question_id, choosing))
+
+    async def messages_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Prompt]:
+        bodies = _bodies(queries, MAX_PROMPTS, choosing)
+        return _joined([await self._ask("POST", "/messages", json=body) for body in bodies])
+
+    async def deployments(self) -> list[dict[str, Any]]:
+        return (await self._ask("GET", "/deployments"))["deployments"]
+
+    async def _ask(self, method: str, path: str, **arguments: Any) -> Any:
+        tries = _Tries(self._retry)
+        while True:
+            response: httpx.Response | None = None
+            try:
+                with transport_errors(self.service, self.base_url, f"{method} {path}", self._http.timeout.read):
+                    async with self._places:
+                        response = await self._http.request(method, path, **arguments)
+                raise_problem(response)
+                return response.json()
+            except LeverPlusError as exc:
+                wait_s = tries.wait_s(exc, response)
+            await asyncio.sleep(wait_s)
+
+
+class _Tries:
+    """The attempts of one request."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._begun = time.monotonic()
+        self._attempt = 0
+
+    def wait_s(self, error: LeverPlusError, response: httpx.Response | None) -> float:
+        """How long to wait before the next; raises `error` where another is of no use, or too many. `response`: None without."""
+        if response is not None and response.status_code not in _MAY_PASS:
+            raise error
+        self._attempt += 1
+        asked_for = None if response is None else response.headers.get("Retry-After")
+        wait = self._policy.wait_s(self._attempt, retry_after_s(asked_for))
+        if self._policy.gives_up(self._attempt, time.monotonic() - self._begun, wait):
+            raise error
+        return wait
+
+
+def _parameters(query_id: int | None, question_id: str | None, choosing: Choosing) -> dict[str, Any]:
+    given: dict[str, Any] = {"query_id": query_id, "question_id": question_id, **choosing}
+    if choosing.get("exclude"):
+        given["exclude"] = ",".join(map(str, choosing.get("exclude", ())))
+    return {name: value for name, value in given.items() if value is not None and value != []}
+
+
+def _bodies(queries: Sequence[AskedQuery], size: int, choosing: Choosing) -> list[dict[str, Any]]:
+    return [{**choosing, "queries": list(queries[start : start + size])} for start in range(0, len(queries), size)]
+
+
+def _joined(answers: Sequence[Mapping[str, list[T]]]) -> list[T]:
+    return [result for answer in answers for result in answer["results"]]

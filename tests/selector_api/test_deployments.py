@@ -1,0 +1,178 @@
+"""Aliases: what is served under them while they change, and while what they name is broken."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from leverplus.deployments import promote, rollback
+from leverplus.files import file_sha256
+from leverplus.pools import PoolPolicy
+
+POLICY = PoolPolicy("random", k=8, seed=3)
+LIMIT_S = 30.0
+
+
+@pytest.fixture
+def toy(tmp_path: Path, make_toy: Callable[..., Any]) -> Any:
+    toy = make_toy(tmp_path, items=60, train=40)
+    toy.add_checkpoint("ckpt-a", POLICY, seed=1)
+    toy.add_checkpoint("ckpt-b", POLICY, seed=2)
+    promote(toy.root, "production", "ckpt-a", by="test", reason="first")
+    return toy
+
+
+def overview(client: Any) -> dict[str, dict[str, Any]]:
+    return {found["alias"]: found for found in client.get("/deployments").json()["deployments"]}
+
+
+def test_every_alias_is_listed_with_what_it_serves(toy: Any, running: Callable[..., Any]) -> None:
+    promote(toy.root, "staging", "ckpt-b", by="test", reason="to be looked at")
+    (toy.root.path / "deployments" / "broken.json").write_text("{")
+    (toy.root.path / "deployments" / "no name.json").write_text("{")
+    with running(toy.root) as client:
+        found = overview(client)
+        assert list(found) == ["broken", "production", "staging"]
+        assert (found["production"]["checkpoint"], found["production"]["fault"]) == ("ckpt-a", None)
+        assert found["production"]["dataset"] == "toy"
+        assert found["production"]["shots"] == [1, 2, 3, 4]
+        assert found["production"]["fingerprint"] == client.get("/select?query_id=1").json()["fingerprint"]
+        assert found["staging"]["checkpoint"] == "ckpt-b"
+        assert found["broken"]["checkpoint"] is None
+        assert "broken.json: not a deployment" in found["broken"]["fault"]
+
+
+def _hide(folder: Path) -> None:
+    folder.rename(folder.with_name("away"))
+
+
+def _truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _truncate_knowingly(folder: Path) -> None:
+    before = file_sha256(folder / "model.safetensors")
+    _truncate(folder)
+    info = folder / "checkpoint.json"
+    info.write_text(info.read_text().replace(before, file_sha256(folder / "model.safetensors")))
+
+
+def _spoil_description(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text("{}")
+
+
+def _change_pool(folder: Path) -> None:
+    info = folder / "checkpoint.json"
+    text = info.read_text()
+    assert text.count('"k": 8') == 2
+    head, tail = text.rsplit('"k": 8', 1)
+    info.write_text(f'{head}"k": 9{tail}')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_hide, "no checkpoint 'ckpt-b'"),
+        (_truncate, "model.safetensors: sha256 is"),
+        (_truncate_knowingly, "model.safetensors: not a safetensors file"),
+        (_spoil_description, "format is None"),
+        (_change_pool, "pool.policy.k: expected"),
+    ],
+)
+def test_the_last_good_one_stays_while_its_successor_cannot_be_served(
+    toy: Any, running: Callable[..., Any], spoil: Callable[[Path], None], reason: str
+) -> None:
+    with running(toy.root) as client:
+        before = client.get("/select?query_id=45").json()
+        kept = toy.root.path / "kept"
+        shutil.copytree(toy.root.checkpoint("ckpt-b"), kept)
+        promote(toy.root, "production", "ckpt-b", by="test", reason="better")
+        spoil(toy.root.checkpoint("ckpt-b"))
+        for _ in range(3):
+            assert client.get("/select?query_id=45").json() == before
+        ready = client.get("/health/ready")
+        assert ready.status_code == 200
+        assert reason in ready.json()["warning"]
+        found = overview(client)["production"]
+        assert found["checkpoint"] == "ckpt-a"
+        assert reason in found["fault"]
+        # Nothing was served from it: it is refused by its own name.
+        assert client.get("/select?query_id=45&checkpoint=ckpt-b").status_code in (404, 409, 422)
+        shutil.rmtree(toy.root.checkpoint("ckpt-b"), ignore_errors=True)
+        kept.rename(toy.root.checkpoint("ckpt-b"))
+        # A probe tries again; requests do not.
+        assert overview(client)["production"]["fault"] is None
+        assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-b"
+
+
+def test_each_answer_is_one_checkpoints_while_the_alias_is_swapped(toy: Any, running: Callable[..., Any]) -> None:
+    requests, swaps = 500, 10
+    answered = 0
+    counted = threading.Condition()
+
+    def swap() -> None:
+        for number in range(swaps):
+            due = number * requests // swaps
+            with counted:
+                assert counted.wait_for(lambda due=due: answered >= due, LIMIT_S)
+            if number % 3 == 2:
+                rollback(toy.root, "production", "test")
+            else:
+                promote(toy.root, "production", ("ckpt-b", "ckpt-a")[number % 2], by="test", reason="swapped")
+
+    with running(toy.root) as client:
+        expected = {
+            (checkpoint, query_id): client.get(f"/select?query_id={query_id}&checkpoint={checkpoint}").json()
+            for checkpoint in ("ckpt-a", "ckpt-b")
+            for query_id in range(40, 60)
+        }
+        swapper = threading.Thread(target=swap)
+        swapper.start()
+        seen: set[str] = set()
+        for number in range(requests):
+            query_id = 40 + number % 20
+            response = client.get(f"/select?query_id={query_id}")
+            assert response.status_code == 200, response.text
+            answer = response.json()
+            assert answer == expected[answer["checkpoint"], query_id]
+            seen.add(answer["checkpoint"])
+            with counted:
+                answered += 1
+                counted.notify()
+        swapper.join(LIMIT_S)
+        assert seen == {"ckpt-a", "ckpt-b"}
+
+
+def test_health_is_measured_beside_the_requests(toy: Any, running: Callable[..., Any]) -> None:
+    folder = toy.root.checkpoint("ckpt-b")
+    tensors = load_file(folder / "model.safetensors")
+    before = file_sha256(folder / "model.safetensors")
+    blind = {"attn_norms.1.weight": np.zeros(8, np.float32), "attn_norms.1.bias": np.ones(8, np.float32)}
+    save_file({**tensors, **blind}, folder / "model.safetensors")
+    info = folder / "checkpoint.json"
+    info.write_text(info.read_text().replace(before, file_sha256(folder / "model.safetensors")))
+    promote(toy.root, "blind", "ckpt-b", by="test", reason="to be warned about")
+    with running(toy.root) as client:
+        end = time.monotonic() + LIMIT_S
+        while any(found["health"] is None for found in overview(client).values()):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        found = overview(client)
+        assert found["production"]["health"]["queries"] == 20
+        assert found["production"]["health"]["split"] == "test"
+        assert found["production"]["health"]["warnings"] == []
+        assert found["blind"]["health"]["changed_when_swapped"] == 0.0
+        assert "ignores the query" in found["blind"]["health"]["warnings"][0]
+        text = client.get("/metrics").text
+    assert 'leverplus_selector_changed_when_swapped{alias="blind",checkpoint="ckpt-b"} 0.0' in text
+    assert 'leverplus_selector_queries{alias="production",checkpoint="ckpt-a"} 20.0' in text
+    assert 'leverplus_selector_entropy{alias="production",checkpoint="ckpt-a"}' in text
