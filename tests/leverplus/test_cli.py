@@ -405,12 +405,14 @@ def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) ->
         {**unknown, "number": 1, "values": {"seed": 0}, "job_id": "job-1-001", "state": "failed", "reason": "no luck"},
     ]
     result = {"names": ["seed"], "rows": [{**rows[0], **done}, rows[1]], "notes": ["Read it so."], "checkpoint_id": "ckpt-2"}
+    result["markdown"] = "| child | seed |\n| --- | --- |\n| 2 | 1 |\n"
     job = {"id": "job-1", "kind": "sweep", "status": "succeeded", "error": None, "progress": {"phase": "train"}}
     listener = Listener({"job_id": "job-1", **job, "result": result})
     config = tmp_path / "grid.toml"
     config.write_text("[axes]\nseed = [0, 1]\n")
     try:
         shown = leverplus("sweep", config, "--rl-data", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
+        later = leverplus("jobs", "show", "job-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
     finally:
         listener.close()
     assert shown.returncode == 0, shown.stderr
@@ -418,6 +420,7 @@ def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) ->
     [best] = [line for line in lines if "ckpt-2" in line and "succeeded" in line]
     assert all(value in best for value in ("0.6250", "1.2500", "2.0000"))
     assert lines[-2:] == ["job-1-001 failed: no luck", "Read it so."]
+    assert later.stdout == f"job-1  sweep  succeeded  train\n{result['markdown']}\n"
 
 
 def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:
