@@ -210,7 +210,7 @@ def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
     for name, member in value.items():
         require_json(name, member)
     try:
-        return TrainConfig.model_validate(value)
+        config = TrainConfig.model_validate(value)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "config"
@@ -219,3 +219,15 @@ def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
         # Our own messages name the value themselves.
         found = "" if first["type"] == "value_error" else f", found {shorten(repr(first['input']))}"
         raise InvalidConfig(field=shorten(field), reason=f"{reason}{found}{more}") from exc
+    _require_no_flag_as_number(value, config, "")
+    return config
+
+
+def _require_no_flag_as_number(stated: Mapping[str, Any], config: Any, table: str) -> None:
+    """pydantic takes true for 1: `rce_epochs = true` would be one epoch."""
+    for name, value in stated.items():
+        read = getattr(config, name, None)
+        if isinstance(value, bool) and not isinstance(read, bool):
+            raise InvalidConfig(field=f"{table}{name}", reason=f"is {str(value).lower()}, expected a number; write {int(value)}")
+        if isinstance(value, Mapping):
+            _require_no_flag_as_number(cast("Mapping[str, Any]", value), read, f"{table}{name}.")
