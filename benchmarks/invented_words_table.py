@@ -154,7 +154,7 @@ def probe(dataset: Dataset, embeddings: Embeddings, structures: Sequence[Structu
 def wanted(
     groups: dict[str, list[dict[str, Any]]], subsets: dict[str, Any], probes: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Each figure beside what benchmark and issue want of it."""
+    """Each figure beside its target."""
     overall = {row["system"]: row["mean"] for row in groups["all"]}
     plain = {row["system"]: row["mean"] for row in groups.get("plain", [])}
     oracle = subsets["oracle, where there is one"]["mean"]

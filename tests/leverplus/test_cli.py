@@ -357,6 +357,22 @@ def test_tables_of_the_training_configuration_are_merged(tmp_path: Path, trainer
         assert trainer.bodies.pop() == {"rl_data": ["rl-1"], "config": expected}
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rce_lr = nan", "config.rce_lr is nan"),
+        ("seed = 2026-01-02", "config.seed is datetime.date(2026, 1, 2)"),
+        ("temps = [1.0, inf]", "config.temps.1 is inf"),
+    ],
+)
+def test_what_toml_can_say_and_json_cannot_is_one_line(tmp_path: Path, trainer: Listener, text: str, words: str) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(text)
+    answer = leverplus("train", "rl-1", "--config", str(config), data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+    assert_one_line_error(answer, words, "which JSON cannot hold")
+    assert trainer.bodies == []
+
+
 def test_a_sweep_is_sent_as_its_file_says_with_the_rl_data_of_the_command(tmp_path: Path, trainer: Listener) -> None:
     config = tmp_path / "grid.toml"
     config.write_text('[base.config]\nrce_epochs = 3\n[axes]\n"reward.mode" = ["separated"]\nseed = [0, 1]\n')
@@ -389,12 +405,14 @@ def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) ->
         {**unknown, "number": 1, "values": {"seed": 0}, "job_id": "job-1-001", "state": "failed", "reason": "no luck"},
     ]
     result = {"names": ["seed"], "rows": [{**rows[0], **done}, rows[1]], "notes": ["Read it so."], "checkpoint_id": "ckpt-2"}
+    result["markdown"] = "| child | seed |\n| --- | --- |\n| 2 | 1 |\n"
     job = {"id": "job-1", "kind": "sweep", "status": "succeeded", "error": None, "progress": {"phase": "train"}}
     listener = Listener({"job_id": "job-1", **job, "result": result})
     config = tmp_path / "grid.toml"
     config.write_text("[axes]\nseed = [0, 1]\n")
     try:
         shown = leverplus("sweep", config, "--rl-data", "rl-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
+        later = leverplus("jobs", "show", "job-1", data=tmp_path, LEVERPLUS_TRAINER_URL=listener.url)
     finally:
         listener.close()
     assert shown.returncode == 0, shown.stderr
@@ -402,6 +420,7 @@ def test_a_sweep_is_shown_as_a_table_with_what_is_to_be_known(tmp_path: Path) ->
     [best] = [line for line in lines if "ckpt-2" in line and "succeeded" in line]
     assert all(value in best for value in ("0.6250", "1.2500", "2.0000"))
     assert lines[-2:] == ["job-1-001 failed: no luck", "Read it so."]
+    assert later.stdout == f"job-1  sweep  succeeded  train\n{result['markdown']}\n"
 
 
 def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:

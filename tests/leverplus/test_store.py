@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine, event, insert, text, update
 from sqlalchemy.exc import IntegrityError
 
 import leverplus.store
+from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, InvalidConfig, NotFound, Unavailable
 from leverplus.ids import ItemId
 from leverplus.store import JobStore, LeaseLost, ScoreStore, open_store
@@ -290,6 +291,35 @@ def test_of_many_children_a_few_have_messages_at_a_time(engine: Engine):
     with engine.begin() as connection:
         connection.execute(update(jobs).where(jobs.c.id == "job-b-002").values(enqueued_at=0.0))
     assert [job.id for job in store.to_enqueue()] == ["job-b-002", "job-b-017"]
+
+
+@pytest.mark.parametrize("name", ["what?", "50%", "a%41b", "a b#c;d&é'"])
+def test_the_database_lies_in_its_folder_whatever_that_is_called(tmp_path: Path, name: str):
+    opened = open_store(DataRoot(tmp_path / name).sqlite_url)
+    job = JobStore(opened).create("train", {})
+    opened.dispose()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "store.sqlite").is_file()
+    assert job.status == "queued"
+
+
+def test_a_child_that_is_being_cancelled_is_resumed_with_its_parent(engine: Engine):
+    store = JobStore(engine)
+    store.create("sweep", {}, job_id="job-s", children={"job-s-001": ("train", {})})
+    parent, child = store.claim("job-s", "one"), store.claim("job-s-001", "two")
+    assert parent is not None
+    assert child is not None
+    store.request_cancel("job-s")
+    store.finish(parent, "cancelled")
+    # The child's worker has not looked yet.
+    store.resume("job-s")
+    resumed = store.get("job-s-001")
+    assert (resumed.status, resumed.cancel_requested) == ("queued", False)
+    with pytest.raises(LeaseLost):
+        store.finish(child, "cancelled")
+    assert store.claim("job-s-001", "three") is not None
+    with pytest.raises(LeaseLost):
+        store.beat(child)
 
 
 def test_children_can_be_cancelled_without_their_parent(engine: Engine):

@@ -39,6 +39,10 @@ def test_the_base_is_left_as_it_was() -> None:
     assert base == {"reward": {"alpha": 0.5}}
 
 
+def nested(depth: int) -> list[Any]:
+    return [] if depth == 1 else [nested(depth - 1)]
+
+
 @pytest.mark.parametrize(
     ("axes", "words"),
     [
@@ -57,6 +61,14 @@ def test_the_base_is_left_as_it_was() -> None:
         ({"seed,rce_lr": [1]}, "1 is not one value for each of 2 names"),
         ({"seed,": [[1, 2]]}, "a name is empty"),
         ({"seed.x": [1]}, "seed has no fields in it"),
+        ({"rce_epochs": [True]}, "rce_epochs: is true, expected a number; write 1, in child 1"),
+        ({"reward.alpha": [True]}, "reward.alpha: is true, expected a number; write 1"),
+        ({"shot_weights": [{"2": False}]}, "shot_weights.2: is false, expected a number; write 0"),
+        ({"seed": [0, 2**70]}, "axes.seed: an integer of 71 bits"),
+        ({"seed": [nested(17)]}, "axes.seed: nests deeper than 16"),
+        ({"seed": [nested(900)]}, "axes.seed: nests deeper than 16"),
+        ({"reward.info_field": ["\ud800"]}, "axes.reward.info_field': holds '\\ud800'"),
+        ({",".join(f"a{n}" for n in range(100_000)): [list(range(100_000))]}, "Extra inputs are not permitted"),
         ({"reward.mode": ["separated", "hybrid"]}, "alpha: is 0.0; hybrid needs a stated weight of the InfoScore"),
     ],
 )

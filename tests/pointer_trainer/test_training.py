@@ -550,6 +550,38 @@ BEAMS = {number: {"gen_method": "beam"} for number in (1, 2, 3, 7, 8)}
 """Three of the one-shot candidates and two of the two-shot ones."""
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"drop_flat_groups": True}, "drop_flat_groups: True leaves nothing, phase rce"),
+        ({"group_weight": "best_over_mean", "grpo_epochs": 1}, "group_weight: 'best_over_mean' leaves nothing, phase rce"),
+        ({"drop_flat_groups": True, "objective": "expected_reward"}, "phase expected_reward"),
+    ],
+)
+def test_weights_that_leave_nothing_of_equal_rewards_are_refused(
+    world: World, tmp_path: Path, settings: dict[str, Any], words: str
+):
+    with pytest.raises(InvalidConfig, match=words):
+        run(world, tmp_path, [without_preferences(world)], rce_epochs=1, **settings)
+    assert not list(tmp_path.glob("**/checkpoint.json"))
+
+
+def test_equal_rewards_are_told_by_every_phase_that_learns_nothing_from_them(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    run(world, tmp_path, [without_preferences(world)], rce_epochs=1, grpo_epochs=1)
+    told = [record.getMessage() for record in caplog.records if "all rewards are equal" in record.getMessage()]
+    assert [message.partition(":")[0] for message in told] == ["phase rce", "phase grpo"]
+
+
+def without_preferences(world: World) -> RlData:
+    records = [
+        replace(record, candidates=tuple(replace(one, vqa_correct=0, vqa_acc_score=0.0) for one in record.candidates))
+        for record in world.data.records
+    ]
+    return replace(world.data, records=records)
+
+
 def test_supervision_alone_imitates_the_best_beam(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     data = with_candidates(world, BEAMS)
     caplog.set_level("INFO")

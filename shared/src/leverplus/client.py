@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 
@@ -91,6 +92,20 @@ def _named(document: Mapping[str, Any]) -> errors.LeverPlusError:
     return kind(str(document.get("detail")), **_context(document))
 
 
+def _no_json(value: Any, name: str) -> str | None:
+    """Where in a body something stands that JSON has no form for, such as TOML's dates and nan; None without such."""
+    if isinstance(value, Mapping | list | tuple):
+        members = cast("Mapping[str, Any] | Sequence[Any]", value)
+        named = members.items() if isinstance(members, Mapping) else enumerate(members)
+        found = (_no_json(member, f"{name}.{place}".removeprefix(".")) for place, member in named)
+        return next(filter(None, found), None)
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return f"{name} is {value!r}, which JSON cannot hold; write a finite number, text, a list or a table"
+    return None
+
+
 def checked_url(service: str, base_url: str) -> str:
     """Without a trailing slash; InvalidConfig if that is no http URL."""
     stripped = base_url.rstrip("/")
@@ -137,8 +152,13 @@ class ServiceClient:
 
     def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """A request whose failure is a LeverPlusError."""
+        try:
+            request = self._http.build_request(method, path, **arguments)
+        except (TypeError, ValueError) as exc:
+            reason = _no_json(arguments.get("json"), "") or str(exc)
+            raise errors.InvalidInput(f"{method} {path}: {reason}") from exc
         with self._transport_errors(f"{method} {path}"):
-            response = self._http.request(method, path, **arguments)
+            response = self._http.send(request)
         raise_problem(response)
         return response
 

@@ -48,4 +48,6 @@ class DataRoot:
 
     @property
     def sqlite_url(self) -> str:
-        return f"sqlite:///{self.path / 'store.sqlite'}"
+        # In an URL the one begins the query and the other an escape: unescaped, the file would lie outside the folder.
+        path = str(self.path / "store.sqlite").replace("%", "%25").replace("?", "%3F")
+        return f"sqlite:///{path}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 from leverplus.errors import InvalidConfig, shorten
 from leverplus.fingerprint import canonical_json
-from pointer_trainer.train_config import TrainConfig, read_train_config
+from pointer_trainer.train_config import TrainConfig, read_train_config, require_json
 
 MAX_CHILDREN = 256
 
@@ -38,8 +39,10 @@ def read_grid(base: Mapping[str, Any], axes: Mapping[str, Sequence[Any]]) -> lis
     """The product of the axes' values laid over `base`, each a whole config.
 
     InvalidConfig, naming axis or child: an empty grid or one of more than 256, a name twice, a group's value of another length,
-    an unknown name, a value that training refuses, two children with one config.
+    an unknown name, a value that JSON cannot hold or training refuses, two children with one config.
     """
+    for name, value in (*base.items(), *((f"axes.{axis}", values) for axis, values in axes.items())):
+        require_json(name, value)
     choices = [_choices(axis, values) for axis, values in axes.items()]
     _require_distinct_names([name for axis in axes for name in axis_names(axis)])
     size = math.prod(len(choice) for choice in choices) if choices else 0
@@ -76,9 +79,12 @@ def _choices(axis: str, values: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _require_distinct_names(names: Sequence[str]) -> None:
     """`reward` and `reward.mode` are one name twice: the one would undo the other."""
-    for name, other in itertools.combinations(names, 2):
-        if name == other or name.startswith(f"{other}.") or other.startswith(f"{name}."):
-            twice = name if name == other else f"{name} and {other}"
+    counts = Counter(names)
+    for name in counts:
+        tables = itertools.accumulate(name.split(".")[:-1], lambda table, field: f"{table}.{field}")
+        outer = next((table for table in tables if table in counts), None)
+        if counts[name] > 1 or outer is not None:
+            twice = name if outer is None else f"{outer} and {name}"
             raise InvalidConfig(field="axes", reason=f"{shorten(twice)}: varied twice; join the values in one axis")
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from leverplus.ids import MAX_SHOTS
 from leverplus.metric import PostprocessingName
 from leverplus.pools import PoolPolicy
+from pointer_trainer.settings import LONGEST_DAYS
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -197,7 +198,7 @@ class PruneRequest(_Request):
     keep_best: Annotated[
         int | None, Field(ge=1, description="of each dataset the best by held-out expected accuracy stay, so many")
     ] = None
-    older_than_days: Annotated[float | None, Field(ge=0, description="younger ones stay")] = None
+    older_than_days: Annotated[float | None, Field(ge=0, le=LONGEST_DAYS, description="younger ones stay")] = None
     dry_run: Annotated[bool, Field(description="say what would go, delete nothing")] = False
 
 

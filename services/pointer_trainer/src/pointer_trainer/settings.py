@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from leverplus.data_root import DataRoot
 
+LONGEST_DAYS = 36_500.0
+"""Of an age that something is to have; the calendar's time before today is not much longer than 2,000 years."""
+
 
 class WorkerSettings(BaseModel):
     """What both processes need: the data, the database, the broker, the scorer."""
@@ -51,6 +54,7 @@ class TrainerSettings(WorkerSettings):
     retention_days: float | None = Field(
         None,
         gt=0,
+        le=LONGEST_DAYS,
         validation_alias="LEVERPLUS_RETENTION_DAYS",
         description="training states of jobs that ended, and checkpoints never promoted, go after so many days; unset: never",
     )

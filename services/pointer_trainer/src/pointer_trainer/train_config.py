@@ -182,10 +182,35 @@ class TrainConfig(BaseModel):
         return self
 
 
+_DEEPEST = 16
+"""No config nests so deep: what does is refused before anything walks through it."""
+
+
+def require_json(field: str, value: Any, depth: int = 0) -> None:
+    """That `value` can be stored and shown as JSON; InvalidConfig for what nests deeper than 16, an integer of more than 64 bits,
+    and text that is no Unicode."""
+    if isinstance(value, Mapping | list):
+        if depth == _DEEPEST:
+            raise InvalidConfig(
+                field=shorten(field), reason=f"nests deeper than {_DEEPEST}, which no setting does; write it flat"
+            )
+        members = cast("Mapping[Any, Any] | list[Any]", value)
+        for member in members if isinstance(members, list) else [*members.keys(), *members.values()]:
+            require_json(field, member, depth + 1)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        reason = f"an integer of {value.bit_length()} bits, at most 64 can be stored; write a smaller one"
+        raise InvalidConfig(field=shorten(field), reason=reason)
+    elif isinstance(value, str) and (half := next((mark for mark in value if "\ud800" <= mark <= "\udfff"), None)):
+        reason = f"holds {half!r}, half of a surrogate pair, which is no text; leave it out"
+        raise InvalidConfig(field=shorten(ascii(field)), reason=reason)
+
+
 def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
     """The config in `value`, or InvalidConfig naming the first field that is wrong and what was found there."""
+    for name, member in value.items():
+        require_json(name, member)
     try:
-        return TrainConfig.model_validate(value)
+        config = TrainConfig.model_validate(value)
     except ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"]) or "config"
@@ -194,3 +219,15 @@ def read_train_config(value: Mapping[str, Any]) -> TrainConfig:
         # Our own messages name the value themselves.
         found = "" if first["type"] == "value_error" else f", found {shorten(repr(first['input']))}"
         raise InvalidConfig(field=shorten(field), reason=f"{reason}{found}{more}") from exc
+    _require_no_flag_as_number(value, config, "")
+    return config
+
+
+def _require_no_flag_as_number(stated: Mapping[str, Any], config: Any, table: str) -> None:
+    """pydantic takes true for 1: `rce_epochs = true` would be one epoch."""
+    for name, value in stated.items():
+        read = getattr(config, name, None)
+        if isinstance(value, bool) and not isinstance(read, bool):
+            raise InvalidConfig(field=f"{table}{name}", reason=f"is {str(value).lower()}, expected a number; write {int(value)}")
+        if isinstance(value, Mapping):
+            _require_no_flag_as_number(cast("Mapping[str, Any]", value), read, f"{table}{name}.")

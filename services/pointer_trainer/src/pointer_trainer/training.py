@@ -35,7 +35,7 @@ from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
 from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import ACCURACY, measure_accuracy
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
-from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, planned_phases
+from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, largest_spread, planned_phases
 from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
@@ -72,8 +72,9 @@ def train(
     `run` numbers the runs of a job; a later one goes on after the last epoch that an earlier one left in `run_folder`, if
     config, data, code and threads are the same. `fence` is asked before any file gets its name, and what it raises ends the run.
     `watchers` are given each row of metrics.jsonl as it is written.
-    Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device), Conflict,
-    Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is written last.
+    Raises FingerprintMismatch, InvalidInput (too little to train on), InvalidConfig (no such device; weights that leave nothing),
+    Conflict, Cancelled, TrainingDiverged. Nothing is written to `checkpoint_folder` unless the run comes to its end: it is
+    written last.
     Where a phase before GRPO diverges, the best epoch before is kept beside it as checkpoint <id>-epoch-<number>, which the
     error names. GRPO that diverges ends with what was best before it: the log says so.
     """
@@ -104,6 +105,8 @@ def train(
         if not any(config.shot_weights.get(count, 1.0) for count in counts_of_phase):
             reason = f"{config.shot_weights} leaves nothing of data with shots {counts_of_phase}"
             raise InvalidConfig(field="shot_weights", reason=reason)
+    for phase in phases:
+        _require_a_preference(phase, config, material[phase.name], logger)
     data_metrics = {
         **counts.to_json(),
         "train_queries": len(train_examples),
@@ -241,6 +244,22 @@ def _imitated(
     without = len(examples) - found
     logger.info("the supervised phase imitates the best beams of %d queries; %d have none", found, without)
     return {"train_queries_without_beams": without}
+
+
+def _require_a_preference(phase: Phase, config: TrainConfig, examples: Sequence[QueryExample], logger: logging.Logger) -> None:
+    """InvalidConfig where groups of equal rewards are to weigh nothing and the phase has no others; a warning where none has."""
+    if any(largest_spread(example) > 0 for example in examples):
+        return
+    told = f"phase {phase.name}: in each group of the {len(examples)} queries to be trained on all rewards are equal"
+    way_out = "score more candidates a query, or choose another reward"
+    for field, is_set in (
+        ("group_weight", config.group_weight == "best_over_mean"),
+        ("drop_flat_groups", config.drop_flat_groups),
+    ):
+        if is_set:
+            raise InvalidConfig(field=field, reason=f"{getattr(config, field)!r} leaves nothing, {told}; {way_out}")
+    if phase.name != "supervised":  # which looks at rewards only to choose among beams
+        logger.warning("%s: they tell nothing; %s", told, way_out)
 
 
 def _shots(examples: Sequence[QueryExample]) -> list[int]:

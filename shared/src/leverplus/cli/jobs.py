@@ -117,8 +117,11 @@ def _say(job: Mapping[str, Any], as_json: bool) -> None:
     print(f"{job['id']}  {job['kind']}  {job['status']}  {_at(job)}".rstrip())
     if job.get("error"):
         print(f"error: {job['error'].get('detail')}")
-    if job.get("result"):
-        print_values(job["result"])
+    result = job.get("result") or {}
+    if "markdown" in result:  # a report: its numbers stand in its tables
+        print(result["markdown"])
+    elif result:
+        print_values(result)
 
 
 def _at(job: Mapping[str, Any]) -> str:

@@ -76,7 +76,8 @@ def _not_writable(shown: str, error: OSError) -> Unavailable:
 def migrate(connection: Connection) -> None:
     """Runs the migrations up to head on `connection`."""
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    # Alembic reads its options as a ConfigParser does, to whom % is the start of a name.
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 

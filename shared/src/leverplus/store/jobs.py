@@ -242,20 +242,23 @@ class JobStore:
             connection.execute(update(jobs).where(whose, jobs.c.status == "running").values(cancel_requested=True))
 
     def resume(self, job_id: str) -> Job:
-        """Queues a failed or cancelled job again, and with it those of its own that failed or were cancelled.
+        """Queues a failed or cancelled job again, and with it those of its own that failed, were cancelled, or are about to be:
+        their worker then has lost its lease.
 
         Conflict for one that is not ended, or that succeeded.
         """
+        ended = jobs.c.status.in_(("failed", "cancelled"))
 
         def again(whose: ColumnElement[bool]) -> Update:
-            ended = jobs.c.status.in_(("failed", "cancelled"))
             values = {"status": "queued", "cancel_requested": False, "error": None, "finished_at": None, "enqueued_at": None}
-            return update(jobs).where(whose, ended).values(values)
+            return update(jobs).where(whose).values(values)
 
         with self._engine.begin() as connection:
-            is_changed = connection.execute(again(jobs.c.id == job_id)).rowcount > 0
+            is_changed = connection.execute(again(and_(jobs.c.id == job_id, ended))).rowcount > 0
             if is_changed:
-                connection.execute(again(jobs.c.parent == job_id))
+                # Left alone it would end as cancelled a moment later, and the resumed job would come to its end without it.
+                ending = and_(jobs.c.status == "running", jobs.c.cancel_requested)
+                connection.execute(again(and_(jobs.c.parent == job_id, or_(ended, ending))))
         job = self.get(job_id)
         if not is_changed:
             raise Conflict(f"job {job_id} is {job.status}; only a failed or cancelled job can be resumed")
