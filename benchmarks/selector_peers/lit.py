@@ -22,8 +22,9 @@ class Api(litserve.LitAPI):
     def decode_request(self, request) -> int:  # pyright: ignore[reportMissingParameterType, reportUnknownParameterType]
         return int(request["query_id"])
 
-    def predict(self, query_ids: list[int]) -> list[list[int]]:
-        return self.choose(query_ids)
+    def predict(self, query_ids: list[int] | int) -> list[list[int]] | list[int]:
+        # Without batches LitServe hands over what decode_request gave.
+        return self.choose([query_ids])[0] if isinstance(query_ids, int) else self.choose(query_ids)
 
     def encode_response(self, output: list[int]) -> dict[str, Any]:
         return {"pointer": output}
