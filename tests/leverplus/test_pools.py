@@ -9,7 +9,7 @@ from leverplus.dataset import Dataset, DatasetInfo, Item
 from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
 from leverplus.errors import FingerprintMismatch, InvalidConfig, InvalidEmbeddings, NotFound
 from leverplus.pools import SAMPLERS, PoolPolicy, Pools
-from leverplus.random_order import derive_seed, random_first, random_keys
+from leverplus.random_order import RandomOrder, derive_seed, random_first, random_keys
 
 BLOCKS = (Block("image", 0, 2), Block("question", 2, 4))
 
@@ -223,3 +223,14 @@ def test_fingerprint_names_policy_and_embeddings(by_hand):
     }  # fmt: skip
     assert part["embeddings"] == embeddings.fingerprint()
     assert Pools(dataset, None, PoolPolicy("random", k=2)).fingerprint()["embeddings"] is None
+
+
+@pytest.mark.parametrize(("count", "size"), [(64, 9009), (1, 3), (3, 3), (200, 250), (64, 129), (0, 5), (64, 20_000)])
+def test_the_first_of_a_random_order_are_those_with_the_smallest_keys(count: int, size: int) -> None:
+    ids = np.arange(1000, 1000 + size)
+    for seed in (0, 1, 2**64 - 1, 12345678901234567):
+        expected = ids[np.argsort(random_keys(ids, seed))]
+        assert random_first(ids, count, seed).tolist() == expected[:count].tolist()
+        odd = expected[expected % 2 == 1]
+        drawn = RandomOrder(ids).first(count, seed, lambda rows: ids[rows] % 2 == 0)
+        assert drawn.tolist() == odd[:count].tolist()

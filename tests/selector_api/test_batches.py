@@ -77,10 +77,11 @@ def test_what_breaks_a_call_is_told_to_all_of_it_and_the_next_goes_on(calls: lis
 def test_a_large_pool_keeps_large_ones_waiting_and_small_ones_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    may_end, calls = threading.Event(), list[list[int | None]]()
+    may_end, begun, calls = threading.Event(), threading.Event(), list[list[int | None]]()
 
     def select(served: Served, queries: list[Query], _: Way) -> list[dict[str, Any]]:
         if not served.quick:
+            begun.set()
             assert may_end.wait(30)
             calls.append([query.item_id for query in queries])
         return [{"id": query.item_id} for query in queries]
@@ -90,7 +91,8 @@ def test_a_large_pool_keeps_large_ones_waiting_and_small_ones_not(
     async def scenario() -> None:
         batches, large, small = Batches(), stub(quick=False), stub(quick=True)
         first = asyncio.create_task(batches.select(large, WAY, Query(1)))
-        await asyncio.sleep(0)
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
         later = [asyncio.create_task(batches.select(large, WAY, Query(number))) for number in (2, 3)]
         gone = asyncio.create_task(batches.select(large, WAY, Query(4)))
         assert (await batches.select(small, WAY, Query(9)))["id"] == 9

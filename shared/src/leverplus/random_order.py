@@ -34,7 +34,7 @@ def derive_seed(*parts: int | str | bytes) -> int:
 
 def random_keys(ids: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.uint64]:
     """One key an id; sorting by it is a random order of the ids. ids [n] non-negative → keys [n]."""
-    return _mixed(_spread(ids), seed)
+    return _finished(_mixed(_spread(ids), seed))
 
 
 def random_first(ids: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -53,17 +53,19 @@ class RandomOrder:
         """The first `count` of those that are not left out, fewer where there are not so many."""
         if not count:
             return self._ids[:0]
-        keys = _mixed(self._spread, seed)
-        # Of n keys spread over [0, 2^64) the first ones lie below this: far fewer are left to be looked at and sorted.
-        likely = (count + 10 * math.sqrt(count) + 10) / max(1, len(keys))
-        rows = np.flatnonzero(keys < np.uint64(likely * 2**64)) if likely < 1 else np.arange(len(keys))
+        mixed = _mixed(self._spread, seed)
+        # Of n keys spread over [0, 2^64) the first ones lie below this: far fewer are left to be finished, looked at and sorted.
+        # What finishing leaves alone are the upper 31 bits, so those are compared.
+        likely = (count + 10 * math.sqrt(count) + 10) / max(1, len(mixed))
+        few = likely < 0.5
+        rows = np.flatnonzero(mixed < np.uint64((int(likely * 2**31) + 1) << 33)) if few else np.arange(len(mixed))
         if left_out is not None:
             rows = rows[~left_out(rows)]
-        if len(rows) < count and likely < 1:
-            rows = np.arange(len(keys))
+        if len(rows) < count and few:
+            rows = np.arange(len(mixed))
             if left_out is not None:
                 rows = rows[~left_out(rows)]
-        return self._ids[rows[np.argsort(keys[rows])[:count]]]
+        return self._ids[rows[np.argsort(_finished(mixed[rows]))[:count]]]
 
 
 def _spread(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
@@ -78,6 +80,8 @@ def _mixed(spread: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
     np.right_shift(z, np.uint64(27), out=shifted)
     z ^= shifted
     z *= _MIX_2
-    np.right_shift(z, np.uint64(31), out=shifted)
-    z ^= shifted
     return z
+
+
+def _finished(mixed: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    return mixed ^ (mixed >> np.uint64(31))

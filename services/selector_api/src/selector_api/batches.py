@@ -12,6 +12,7 @@ from selector_api.serving import Query, Served
 
 _PLACES = 4_096
 _RETRY_AFTER_S = 1
+_ROUNDS = 8
 
 Answer = Selection | LeverPlusError
 _Future = asyncio.Future[Answer]
@@ -19,7 +20,8 @@ _Waiting = dict[tuple[Served, Way], list[tuple[Query, _Future]]]
 
 
 class Batches:
-    """Belongs to one event loop. No timer: what has arrived when the loop comes round is a batch, one query or sixty.
+    """Belongs to one event loop. No timer: what has arrived when the loop comes round is a batch, one query or sixty. While
+    more arrives, the loop comes round once more, a few times at most.
 
     Small pools are searched in the loop, which is quicker than any hand-over; large ones in a thread of their own, so that other
     requests go on, and what arrives meanwhile is the thread's next batch.
@@ -30,6 +32,8 @@ class Batches:
         self._slow: _Waiting = {}
         self._waiting = 0
         self._scheduled = False
+        self._seen = 0
+        self._rounds = 0
         self._busy = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="select")
 
@@ -44,7 +48,8 @@ class Batches:
         self._waiting += 1
         if not self._scheduled:
             self._scheduled = True
-            loop.call_soon(self._answer)
+            self._seen = self._rounds = 0
+            loop.call_soon(self._look)
         answer = await future
         if isinstance(answer, LeverPlusError):
             raise answer
@@ -53,8 +58,16 @@ class Batches:
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self) -> None:
+    def _look(self) -> None:
+        if self._waiting > self._seen and self._rounds < _ROUNDS:
+            self._seen = self._waiting
+            self._rounds += 1
+            asyncio.get_running_loop().call_soon(self._look)
+            return
         self._scheduled = False
+        self._answer()
+
+    def _answer(self) -> None:
         quick, self._quick = self._quick, {}
         for group, asked in quick.items():
             self._tell(asked, _outcomes(group, asked))
