@@ -1,7 +1,7 @@
 """The choice behind every peer, with pools drawn beforehand.
 
 By default the selector in numpy that GET /select is answered by, with its candidates prepared, in batches of the peer's own. With
-SELECTOR_PEER=torch the trained model as it is, one query at a time: how a selector is usually put behind a server.
+SELECTOR_PEER=torch the trained model as it is, asked for one query after the other (some servers want batches of two at least).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from leverplus.pools import PoolPolicy, Pools
 
 NAME = "drawn"
 TORCH = os.environ.get("SELECTOR_PEER") == "torch"
-BATCH, BATCH_WAIT_S = 1 if TORCH else 16, 0.002
+BATCH, BATCH_WAIT_S = 2 if TORCH else 16, 0.002
 
 
 class Chooser:
