@@ -19,7 +19,7 @@ class Selector:
     def __init__(self) -> None:
         self.choose = Chooser(Path(os.environ["SELECTOR_DATA"]))
 
-    @bentoml.api(route="/select", batchable=True, max_batch_size=BATCH, max_latency_ms=1_000)
+    @bentoml.api(route="/select", batchable=True, max_batch_size=BATCH, max_latency_ms=60_000)
     def select(self, query_ids: list[int]) -> list[list[int]]:
         return self.choose(query_ids)
 
