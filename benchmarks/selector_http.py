@@ -164,12 +164,15 @@ def peer_python(name: str, environments: Path) -> Path:
 
 def measure(world: World, servers: list[str], arguments: argparse.Namespace, logs: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    # The largest pool is answered some eight times a second: 64 connections need that long for a first answer each.
+    large = world.pool >= LARGE
+    seconds, known = (max(arguments.seconds, 20), 8) if large else (arguments.seconds, KNOWN)
 
     def under_load(what: str, target: Target, port: int, count: int) -> None:
-        asked = load(target, port, 4, 1, world.candidates, 0, count)["requests"]
+        asked = load(target, port, 4, seconds / 4, world.candidates, 0, count)["requests"]
         for connections in CONNECTIONS:
             # Each goes on where the one before ended: what that one asked for may be known.
-            found = load(target, port, connections, arguments.seconds, world.candidates, asked, count)
+            found = load(target, port, connections, seconds, world.candidates, asked, count)
             # A peer that sheds load is counted with what it refused: its rate would flatter it, not us.
             if found["failed"] and what.startswith("ours"):
                 raise SystemExit(f"{what}: {found['failed']} of {found['requests']} requests failed")
@@ -182,10 +185,10 @@ def measure(world: World, servers: list[str], arguments: argparse.Namespace, log
         if server == "ours":
             command = [sys.executable, "-m", "selector_api"]
             environment = {"LEVERPLUS_DATA": str(world.root.path), "LEVERPLUS_SELECTOR_PORT": str(port)}
-            with serving(command, environment, OURS.request(port, world.candidates), logs / "ours.log") as seconds:
-                rows.append({"what": "ours", "pool": world.pool, "ready_s": round(seconds, 2)})
+            with serving(command, environment, OURS.request(port, world.candidates), logs / "ours.log") as ready_s:
+                rows.append({"what": "ours", "pool": world.pool, "ready_s": round(ready_s, 2)})
                 under_load("ours, uncached", OURS, port, world.queries)
-                under_load("ours, known", OURS, port, min(KNOWN, world.queries))
+                under_load("ours, known", OURS, port, min(known, world.queries))
             continue
         for form in FORMS if server != "hello" else ("",):
             target = TARGETS[server]
