@@ -24,6 +24,7 @@ _ORDER = (
     "select",
     "jobs",
     "checkpoints",
+    "keys",
     "import-reference",
 )
 

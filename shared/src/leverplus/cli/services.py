@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from leverplus.cli.jobs import finish_job, show_made
-from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait
+from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait, service_key
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def train(
     from leverplus.client import TrainerClient
 
     chosen = _merged(_toml_file(config) if config is not None else {}, _assigned(assignments or []))
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.train(rl_data, chosen), "train", wait=wait, as_json=as_json, show=show_made)
 
 
@@ -52,7 +52,7 @@ def sweep(
         body = _merged(body, {"base": {"rl_data": rl_data}})
     elif not isinstance(base := body.get("base", {}), dict) or not base.get("rl_data"):
         raise InvalidInput(f"{config} names no rl_data under [base]: name some with --rl-data")
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.sweep(body), "sweep", wait=wait, as_json=as_json, show=_show_sweep)
 
 
@@ -92,7 +92,7 @@ def evaluate(
     from leverplus.client import TrainerClient
 
     body = {"dataset": dataset, "queries": queries, "checkpoints": checkpoint or [], "shots": shots or [0, 1, 2], "seed": seed}
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         body["split"] = split or _evaluated_split(client, dataset)
         finish_job(client, client.evaluate(body), "evaluate", wait=wait, as_json=as_json, show=_show_evaluation)
 
@@ -130,7 +130,7 @@ def promote(
     from leverplus.client import TrainerClient
     from leverplus.selector_health import health_warnings
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         deployment = client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason)
     if as_json:
         print_json(deployment)
@@ -160,7 +160,7 @@ def select(
         raise InvalidInput("name the query by --query-id or by --question-id")
     given: dict[str, Any] = {"query_id": query_id, "question_id": question_id, "shots": shots, "policy": policy, "beam": beam}
     given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias}
-    with SelectorClient(selector_url) as client:
+    with SelectorClient(selector_url, key=service_key()) as client:
         print_json(client.select(**{name: value for name, value in given.items() if value is not None}))
 
 

@@ -59,7 +59,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
     selectors = dict(zip(selector_names(infos), policies, strict=True))
     systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
     query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
-    with Replicas(context.scorer_urls) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
         scorer = Scorer(
             replicas, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
         )
