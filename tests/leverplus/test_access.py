@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import Request
+from fastapi import APIRouter, Request
 from fastapi.testclient import TestClient
 
 from leverplus import errors
@@ -48,10 +48,14 @@ def service(tmp_path: Path, **access: Any) -> tuple[TestClient, dict[Role, str]]
     async def resume(job_id: str) -> None:
         raise ValueError("broken")
 
+    later = APIRouter()
+
     @app.get("/forgotten/{name}")
+    @later.get("/later/{name}", name="later")
     async def forgotten(name: str) -> str:
         return name
 
+    app.include_router(later)
     return TestClient(app, raise_server_exceptions=False), made
 
 
@@ -97,6 +101,8 @@ def test_each_role_does_what_those_before_it_do(tmp_path: Path):
 def test_a_route_that_no_role_was_given_for_is_refused(tmp_path: Path):
     client, made = service(tmp_path)
     assert client.get("/forgotten/x", headers=bearer(made["admin"])).status_code == 403
+    assert client.get("/later/x", headers=bearer(made["admin"])).status_code == 403
+    assert client.head("/docs", headers=bearer(made["read"])).status_code == 200
     assert client.get("/nowhere", headers=bearer(made["read"])).status_code == 404
     assert client.delete("/train", headers=bearer(made["read"])).status_code == 405
     for path in ("/train/", "//train", "/jobs/1/", "/jobs/../train", "/health/live/", "/health/%6cive/.."):
@@ -172,9 +178,7 @@ def test_a_service_without_keys_listens_on_the_loopback(host: str):
     assert AccessSettings.model_validate({"host": host}).host == host
 
 
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "::", "0", "", "192.168.1.2", "::ffff:10.0.0.1", "2001:db8::1", "no.such.host.invalid", "\x00"]
-)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "0", "", "192.168.1.2", "::ffff:10.0.0.1", "2001:db8::1"])
 def test_and_on_nothing_wider(host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert not is_loopback(host)
     assert AccessSettings.model_validate({"host": host, "allow_anonymous": "true"}).host == host

@@ -214,7 +214,8 @@ class _Allowance:
 
 
 def needed_role(method: str, path: str) -> Role | None:
-    """None for what is not listed."""
+    """None for what is not listed. HEAD is GET without the body."""
+    method = "GET" if method == "HEAD" else method
     role = NEEDED.get((method, path))
     if role is not None:
         return role

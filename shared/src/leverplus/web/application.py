@@ -56,8 +56,9 @@ def create_service(
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
     LeverPlusError that says why when it cannot. `access`: whose keys are asked for; InvalidConfig where they cannot be read.
     Metrics registered on `app.state.registry` appear under /metrics. A body above `body_limit_mib` is answered with 413, but for
-    the routes ("METHOD /path") in `body_limit_exempt`. A query parameter that is given twice is refused, but for those in `repeatable`, which are lists. `stopping` is called when `serve` is told
-    to stop, before open requests are waited for: whoever answers slowly can end what it does then.
+    the routes ("METHOD /path") in `body_limit_exempt`. A query parameter that is given twice is refused, but for those in
+    `repeatable`, which are lists. `stopping` is called when `serve` is told to stop, before open requests are waited for:
+    whoever answers slowly can end what it does then.
     """
     app = FastAPI(
         title=title,
