@@ -209,7 +209,8 @@ def checkpoint_damages(good: Path) -> Iterator[tuple[str, Damage]]:
         # All defaults: it can be read, and is no policy of this pool.
         "pool_policy": ("object",),
         "shots": (),
-        "fingerprint": (),
+        # Without one it may be kept, and is not served.
+        "fingerprint": ("object",),
         "model_sha256": (),
     }
     yield from _fields("checkpoint.json", fields)
