@@ -83,6 +83,14 @@ def unchanged(world: World) -> Generator[World]:
     world.require_health()
 
 
+@pytest.mark.parametrize(
+    "image", ["http://127.0.0.1:9/a.png", "file:///etc/passwd", "/etc/passwd", "data:image/png,http://x", "data:"]
+)
+def test_an_address_is_no_image(image: str, unchanged: World):
+    answer = unchanged.selector.post("/select", json={"queries": [{"image": image, "question": "what?"}]})
+    assert answer.status_code == 422, answer.text[:300]
+
+
 def score(dataset: str, *pointer: int) -> dict[str, object]:
     return {"dataset": dataset, "queries": [{"query_id": 0, "pointers": [list(pointer)]}]}
 
