@@ -10,12 +10,8 @@ from typing import Any, Protocol
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled
-from leverplus.files import Fence
+from leverplus.files import Fence, unfenced
 from leverplus.store import Job
-
-
-def unfenced() -> None:
-    """The fence of a run that no other can take over: one outside of the job store."""
 
 
 class Children(Protocol):
