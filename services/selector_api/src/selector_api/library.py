@@ -22,8 +22,9 @@ from leverplus.dataset import Dataset
 from leverplus.deployments import read_deployment
 from leverplus.embeddings import Embeddings
 from leverplus.errors import LeverPlusError
+from leverplus.prefilter.manifest import MANIFEST_FILE
 from selector_api.health import HealthChecks
-from selector_api.serving import Served
+from selector_api.serving import LoadedPrefilter, Served
 
 logger = logging.getLogger("selector_api")
 
@@ -32,6 +33,7 @@ Stamp = tuple[int, int, int]
 
 _CHECKPOINTS_KEPT = 8
 _DATASETS_KEPT = 8
+_PREFILTERS_KEPT = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Library:
         self._lock = threading.Lock()
         self._aliases: dict[str, _Alias] = {}
         self._checkpoints: OrderedDict[str, Served] = OrderedDict()
+        self._prefilters: OrderedDict[tuple[Served, str], tuple[Stamp | None, LoadedPrefilter]] = OrderedDict()
         self._datasets: _Latest[Dataset] = _Latest(lambda name: Dataset.open(root.dataset(name)))
         self._embeddings: _Latest[Embeddings] = _Latest(lambda name: Embeddings.open(root.embeddings(name)))
 
@@ -91,6 +94,24 @@ class Library:
         """A checkpoint, loaded if needed. NotFound, InvalidCheckpoint, FingerprintMismatch, or what is wrong with its data."""
         with self._lock:
             return self._loaded(checkpoint_id)
+
+    def prefilter(self, served: Served, name: str) -> LoadedPrefilter | None:
+        """One that is in memory and unchanged on disk."""
+        found = self._prefilters.get((served, name))
+        return found[1] if found is not None and found[0] == _stamp(self._prefilter_file(served, name)) else None
+
+    def load_prefilter(self, served: Served, name: str) -> LoadedPrefilter:
+        """A prefilter of what is served, loaded if needed; raises as `Served.load_prefilter` does."""
+        with self._lock:
+            found = self.prefilter(served, name)
+            if found is None:
+                stamp = _stamp(self._prefilter_file(served, name))
+                found = served.load_prefilter(self._root, name)
+                self._prefilters[served, name] = (stamp, found)
+            self._prefilters.move_to_end((served, name))
+            while len(self._prefilters) > _PREFILTERS_KEPT:
+                self._prefilters.popitem(last=False)
+            return found
 
     def dataset(self, name: str) -> Dataset | None:
         """A dataset that is in memory and unchanged on disk."""
@@ -143,6 +164,9 @@ class Library:
         gc.collect()
         gc.freeze()
         return served
+
+    def _prefilter_file(self, served: Served, name: str) -> Path:
+        return self._root.prefilter(served.info.checkpoint_id, name) / MANIFEST_FILE
 
     def _dataset_file(self, name: str) -> Path:
         return self._root.dataset(name) / "dataset.json"

@@ -54,6 +54,12 @@ class Choosing(BaseModel):
     ] = "v3"
     beam: Beam = 1
     exclude: Excluded = ()
+    prefilter: Annotated[
+        str | None,
+        Field(
+            description="Name of an index of the checkpoint: only what it hands on is ranked. Absent: every candidate of the pool"
+        ),
+    ] = None
     dataset: Annotated[str | None, Field(description="Refused if the checkpoint's dataset is another one")] = None
     checkpoint: Annotated[str | None, Field(description="A checkpoint's id, instead of an alias")] = None
     alias: Annotated[str | None, Field(description=f"A deployment's alias, {DEFAULT_ALIAS!r} if neither is given")] = None
