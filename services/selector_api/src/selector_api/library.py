@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Generic, TypeVar
 
 from leverplus.checkpoints import load_checkpoint
@@ -34,16 +35,22 @@ Stamp = tuple[int, int, int]
 _CHECKPOINTS_KEPT = 8
 _DATASETS_KEPT = 8
 _PREFILTERS_KEPT = 4
+_RETRY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Alias:
-    """What an alias stands for. `fault`: why the file as it is now is not what is served."""
+    """What an alias stands for. `fault`: why the file as it is now is not what is served; requests try again from `due` on."""
 
     path: str
     stamp: Stamp
     served: Served | None
     fault: LeverPlusError | None
+    due: float
+
+    def settled(self) -> bool:
+        """Whether a request has nothing to try."""
+        return self.fault is None or monotonic() < self.due
 
 
 class Library:
@@ -62,19 +69,21 @@ class Library:
     def current(self, alias: str) -> Served | None:
         """What `alias` serves, or None when `load_alias` has work to do; reads nothing but the file's time."""
         state = self._aliases.get(alias)
-        if state is None or state.stamp != _stamp(state.path):
+        if state is None or state.stamp != _stamp(state.path) or not state.settled():
             return None
         return state.served
 
     def load_alias(self, alias: str) -> Served:
         """What `alias` serves, loaded if needed: the predecessor where the deployment's checkpoint cannot be.
 
-        NotFound without a deployment; why the checkpoint cannot be served where nothing was before.
+        One that could not be loaded is tried again every few seconds, by whoever comes then. NotFound without a deployment; why the
+        checkpoint cannot be served where nothing was before.
         """
-        served, fault = self.follow(alias)
+        served, fault = self._follow(alias, at_once=False)
         if served is None:
             assert fault is not None
-            raise fault
+            # Raised again and again, it would grow by the frames of each time.
+            raise fault.with_traceback(None)
         return served
 
     def aliases(self) -> list[str]:
@@ -122,13 +131,16 @@ class Library:
             return self._datasets.get(name, self._dataset_file(name))
 
     def follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
-        """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again."""
+        """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again at once."""
+        return self._follow(alias, at_once=True)
+
+    def _follow(self, alias: str, *, at_once: bool) -> tuple[Served | None, LeverPlusError | None]:
         with self._lock:
             path = str(self._root.deployment(alias))
             stamp = _stamp(path)
             state = self._aliases.get(alias)
-            if state is not None and state.stamp == stamp and state.fault is None:
-                return state.served, None
+            if state is not None and state.stamp == stamp and (state.fault is None or (not at_once and state.settled())):
+                return state.served, state.fault
             if stamp is None:
                 self._aliases.pop(alias, None)
             before = state.served if state is not None and stamp is not None else None
@@ -141,7 +153,7 @@ class Library:
                 served, fault = before, exc
                 logger.warning("alias %s cannot be served: %s", alias, exc)
             if stamp is not None:
-                self._aliases[alias] = _Alias(path, stamp, served, fault)
+                self._aliases[alias] = _Alias(path, stamp, served, fault, monotonic() + _RETRY_EVERY_S)
             return served, fault
 
     def _loaded(self, checkpoint_id: str) -> Served:
