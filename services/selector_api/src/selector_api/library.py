@@ -76,7 +76,7 @@ class Library:
     def load_alias(self, alias: str) -> Served:
         """What `alias` serves, loaded if needed: the predecessor where the deployment's checkpoint cannot be.
 
-        One that could not be loaded is tried again every few seconds, by whoever comes then. NotFound without a deployment; why the
+        One that could not be loaded is tried again every few seconds, by who comes then. NotFound without a deployment; why the
         checkpoint cannot be served where nothing was before.
         """
         served, fault = self._follow(alias, at_once=False)

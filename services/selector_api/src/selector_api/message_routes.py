@@ -12,12 +12,13 @@ from leverplus.selection import Prompt, PromptList
 from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import naming, resolve_query, select_each
 from selector_api.batches import Batches
+from selector_api.large_bodies import LargeBodyRoute
 from selector_api.messages import Prompts
 from selector_api.routes import find_served, find_way
 from selector_api.schemas import MessagesRequest, SelectParameters
 from selector_api.unseen import encode_unseen
 
-router = APIRouter()
+router = APIRouter(route_class=LargeBodyRoute)
 
 
 @router.get(

@@ -18,12 +18,13 @@ from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import Way, resolve_query, select_each, settle_way
 from selector_api.batches import Batches
 from selector_api.known_answers import KnownAnswer, KnownAnswers
+from selector_api.large_bodies import LargeBodyRoute
 from selector_api.library import Library
 from selector_api.schemas import Choosing, SelectParameters, SelectRequest
 from selector_api.serving import Served
 from selector_api.unseen import encode_unseen
 
-router = APIRouter()
+router = APIRouter(route_class=LargeBodyRoute)
 
 _IMAGE_MAX_AGE_S = 3600
 
