@@ -62,6 +62,22 @@ def test_a_large_body_is_answered_as_a_small_one(client: Any, monkeypatch: pytes
     assert small.status_code < 500
 
 
+def test_a_body_of_too_many_queries_is_refused_without_reading_each(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    monkeypatch.setattr(large_bodies.time, "sleep", read.append)
+    response = client.post("/select", json={"queries": [{"query_id": 45}] * 30_000})
+    assert response.status_code == 422
+    assert "at most 1000 items" in response.json()["detail"]
+    assert not read
+
+
+def test_a_query_id_is_a_whole_number_and_nothing_that_can_be_taken_for_one(client: Any) -> None:
+    for wrong in (True, "45", 45.5, [45]):
+        response = client.post("/select", json={"queries": [{"query_id": wrong}]})
+        assert response.status_code == 422, wrong
+        assert "queries.0.query_id" in response.json()["detail"]
+
+
 def test_what_is_valid_is_cut_and_what_is_not_is_left_to_fastapi() -> None:
     body = {"queries": [{"embedding": VECTOR}, {"image": "aGk=", "question": 'a "}]" b'}], "exclude": [3], "dataset": "toy"}
     assert read_large(json.dumps(body).encode(), SelectRequest) == SelectRequest.model_validate(body)

@@ -181,3 +181,20 @@ def test_faiss_is_imported_by_who_asks_for_it_and_its_absence_is_told(toy: Any) 
     command = [sys.executable, "-c", PROGRAM, str(toy.root.path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_the_command_makes_one_for_what_is_deployed(toy: Any, running: Callable[..., Any]) -> None:
+    def index(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [Path(sys.executable).with_name("leverplus"), "index", *arguments, "--data", str(toy.root.path)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    made = index("toy", "--name", "near", "--handed-on", "64", "--queries", "40", "--json")
+    assert made.returncode == 0, made.stderr
+    manifest = orjson.loads(made.stdout)
+    assert (manifest["sources"]["checkpoint"], manifest["handed_on"]) == ("ckpt-all", 64)
+    assert manifest["measured"]["queries"] == 20
+    with running(toy.root) as client:
+        assert client.get("/select?query_id=350&prefilter=near").json()["prefilter"]["name"] == "near"
+    other = index("another", "--name", "near")
+    assert other.returncode == 2
+    assert "checkpoint ckpt-all is of dataset 'toy', not 'another'" in other.stderr

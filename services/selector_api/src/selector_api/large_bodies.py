@@ -18,6 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
 
+from leverplus.selection import MAX_QUERIES
 from selector_api.schemas import Choosing, MessagesRequest, QueryReference, SelectRequest
 
 _LARGE_BYTES = 256 * 1024
@@ -33,6 +34,8 @@ def read_large(body: bytes, model: type[SelectRequest | MessagesRequest]) -> Any
     """
     try:
         cut: Any = msgspec.json.decode(body, type=_Cut)
+        if len(cut.queries) > MAX_QUERIES:
+            return json.loads(body)
         raw = {name: bytes(getattr(cut, name)) for name in Choosing.model_fields}
         given: dict[str, Any] = {name: orjson.loads(part) for name, part in raw.items() if part}
         queries: list[QueryReference] = []

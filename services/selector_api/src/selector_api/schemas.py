@@ -75,7 +75,7 @@ class QueryReference(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    query_id: int | None = None
+    query_id: Annotated[int | None, Field(strict=True)] = None
     question_id: str | None = None
     embedding: Annotated[
         list[float] | None, Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it")

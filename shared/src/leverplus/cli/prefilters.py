@@ -70,9 +70,10 @@ def index_command(
     )
     if measured.accuracy is not None:
         found = measured.accuracy
+        interval = "no interval" if None in found["interval"] else "[{:+.1%}, {:+.1%}]".format(*found["interval"])
         print(
             f"accuracy {found['prefiltered']:.1%}, exact {found['exact']:.1%}; difference {found['difference']:+.1%} "
-            f"{found['interval']} over {found['queries']} queries"
+            f"{interval} over {found['queries']} queries"
         )
 
 
@@ -90,6 +91,7 @@ def _scored(dataset: Dataset, scorer_url: str, chosen: list[tuple[ItemId, tuple[
     import numpy as np
 
     from leverplus.client import ScorerClient
+    from leverplus.errors import InvalidDataset
     from leverplus.evaluation import summarise
     from leverplus.scoring import ScoreQuery, ScoreRequest
 
@@ -101,7 +103,7 @@ def _scored(dataset: Dataset, scorer_url: str, chosen: list[tuple[ItemId, tuple[
         scores = {result.query_id: [candidate.vqa_acc_score for candidate in result.candidates] for result in stream}
     known = [(query_id, scores[query_id]) for query_id, _ in chosen if None not in scores[query_id]]
     if not known:
-        return {"queries": 0, "exact": None, "prefiltered": None, "difference": None, "interval": None}
+        raise InvalidDataset(path=dataset.name, reason="none of the queries has annotated answers; leave --score out")
     shots = max(len(pointers[0]) for _, pointers in chosen)
     exact, prefiltered = np.asarray([pair for _, pair in known], dtype=np.float64).T
     images = [dataset.item(query_id).image_id for query_id, _ in known]
