@@ -41,6 +41,7 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
         errors.InvalidPointer,
         errors.InvalidEmbeddings,
         errors.InvalidCheckpoint,
+        errors.InvalidIndex,
         errors.InvalidConfig,
         errors.IdOutsidePool,
         errors.NotFound,
