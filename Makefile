@@ -21,7 +21,7 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
-	@$(BIN)/docker-compose --file docker-compose.yml config --quiet
+	@$(BIN)/docker-compose --file docker-compose.yml --profile monitoring config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.gpu.yml config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.openai.yml config --quiet
 
