@@ -100,15 +100,15 @@ def summarise(
     seed: int = 0,
     baselines: Sequence[str],
     seeded: Collection[str] = (),
-    compared: Collection[str] | None = None,
+    learned: Collection[str] | None = None,
 ) -> Evaluation:
     """Means, intervals and paired differences from each of `baselines`.
 
     `per_query`: (system, shots) -> accuracies in 0 to 1, [n], in the order of `clusters` (image id of each query); or
     [repeats, n]. Repeats of a system in `seeded` are training seeds, which are drawn with the images; those of another
     (random) are averaged per query. A system is compared with a baseline at the same shots; a baseline that exists at one number
-    of shots only (zero-shot) is compared with every row. Of two baselines the later one is compared with the earlier. Only systems
-    in `compared` are compared with any, if it is given.
+    of shots only (zero-shot) is compared with every row. Of two baselines the later one is compared with the earlier.
+    With `learned` only those systems are compared with baselines.
     InvalidInput for NaN, values outside 0 to 1, unequal lengths, or a baseline that is not there.
     """
     if draws < 1:
@@ -118,7 +118,7 @@ def summarise(
         raise InvalidInput("nothing to summarise: no system was evaluated")
     columns = _columns([_accuracies(cell, per_query[cell], len(clusters), cell[0] in seeded) for cell in cells])
     pairs = [pair for number in range(len(baselines)) for pair in _pairs(cells, baselines[: number + 1])]
-    pairs = [pair for pair in pairs if compared is None or cells[pair[0]][0] in compared]
+    pairs = [pair for pair in pairs if learned is None or cells[pair[0]][0] in learned]
     images = Clusters.of(clusters)
     # Differences get columns of their own, so that a system that equals its baseline differs by exactly 0 in each draw.
     differences = _columns([_crossed(columns.of(a), columns.of(b)) for a, b in pairs])

@@ -78,9 +78,8 @@ def run_gate(
         raise InvalidInput(f"{len(images)} image says nothing about others; evaluate on more queries")
     comparisons: list[GateComparison] = []
     for shots, accuracies in sorted(checkpoint.items()):
-        against = [
-            (name, *_at(by_shots, shots)) for name, by_shots in baselines.items() if shots in by_shots or len(by_shots) == 1
-        ]
+        there = {name: found for name, found in baselines.items() if shots in found or len(found) == 1}
+        against = [(name, *_at(found, shots)) for name, found in there.items()]
         if not against:
             raise InvalidInput(f"no baseline was evaluated at {shots} shots: evaluate with some")
         gains = np.stack([accuracies - values for _, _, values in against], axis=1)

@@ -1,10 +1,10 @@
 """How much choosing could gain on a data set, and how much of that is luck, from scored candidates of each query.
 
 The best of m scored pointers is biased upward as a measure of what a selector can reach: among enough pointers some lead to the
-right answer for no reason that anything could learn (a maximum over noisy values exceeds the value of its choice: J. E. Smith,
-R. L. Winkler: The optimizer's curse, Management Science, 2006). The split-candidate estimate has no such bias: a query's
-candidates are cut in two, what its items are worth is learned from one half alone, and the choice that this suggests among the
-other half is judged by scores that had no part in it. It falls short of the best possible choice where few candidates share items.
+right answer for no reason that anything could learn (J. E. Smith, R. L. Winkler: The optimizer's curse, Management Science,
+2006). The split-candidate estimate has no such bias: a query's candidates are cut in two, what its items are worth is learned
+from one half alone, and the choice that this suggests among the other half is judged by scores that had no part in it. It falls
+short of the best possible choice where few candidates share items.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ LEAST_EFFECTIVE_SHARE = 0.05
 
 @dataclass(frozen=True)
 class LoggedDraws:
-    """Rows of draws. `query` [n]: row of the query, 0 to Q - 1. `count` [n]: how often the pointer was drawn. `reward` [n]: accuracy,
-    0 to 1. `weight` [n]: π/μ. `predicted` [n]: the reward model there. `expected` [Q]: its mean under π for each query.
+    """Rows of draws. `query` [n]: row of the query, 0 to Q - 1. `count` [n]: how often the pointer was drawn. `reward` [n]:
+    accuracy, 0 to 1. `weight` [n]: π/μ. `predicted` [n]: the reward model there. `expected` [Q]: its mean under π for each query.
 
     The model of a query must not have seen its rows."""
 
@@ -80,8 +80,8 @@ def estimate(logged: LoggedDraws, image_ids: Sequence[str], *, bootstrap_draws: 
     if share < LEAST_EFFECTIVE_SHARE:
         raise InvalidInput(
             f"the effective sample size is {effective:.1f} of {total:.0f} draws, {100 * share:.1f} %, below "
-            f"{100 * LEAST_EFFECTIVE_SHARE:.0f} %: this policy is too far from the one that drew them; draw with a checkpoint nearer "
-            "to it, with more uniform draws, or estimate at a higher temperature",
+            f"{100 * LEAST_EFFECTIVE_SHARE:.0f} %: this policy is too far from the one that drew them; draw with a checkpoint "
+            "nearer to it, with more uniform draws, or estimate at a higher temperature",
             effective_sample_size=effective,
             effective_share=share,
         )
@@ -93,7 +93,7 @@ def estimate(logged: LoggedDraws, image_ids: Sequence[str], *, bootstrap_draws: 
     per_draw = 1 / drawn_of[logged.query]
 
     def of_query(values: Floats) -> Floats:
-        return np.bincount(logged.query, weights=values * per_draw, minlength=queries)
+        return np.bincount(logged.query, weights=values * per_draw, minlength=queries).astype(np.float64)
 
     weighted, weight = of_query(weights * logged.reward), of_query(weights)
     robust = logged.expected + of_query(weights * (logged.reward - logged.predicted))
