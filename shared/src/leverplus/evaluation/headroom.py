@@ -9,12 +9,15 @@ short of the best possible choice where few candidates share items.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from leverplus.evaluation.bootstrap import Floats
+from leverplus.evaluation.bootstrap import Clusters, Floats
+from leverplus.evaluation.comparison import Cell, Difference, Row, summarise
+from leverplus.evaluation.minimum_effect import queries_needed, standard_errors
 from leverplus.random_order import derive_seed
 
 FEWEST_CANDIDATES = 4
@@ -56,3 +59,97 @@ def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query
             value = shows[judged] @ worth
             chosen.append(float(accuracies[judged][value >= value.max() - 1e-12].mean()))
     return SplitChoice(float(np.mean(chosen)), float(accuracies.mean()))
+
+
+ORACLE, SPLIT, ANY = "oracle", "split choice", "any candidate"
+GAINS = (0.01, 0.02, 0.05, 0.10)
+WORTHWHILE = 0.01
+"""Less than this over the best baseline is not worth a selector."""
+
+Verdict = Literal["none", "not shown", "shown"]
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """At one number of shots. `rows`: accuracy of each baseline, of the best scored candidate (ORACLE), of the split choice and
+    of the candidates that it is made among (ANY). `best_baseline` did best on these same queries.
+
+    `oracle_gain`: ORACLE less the best baseline, lucky hits included: an upper bound. `learnable`: SPLIT less ANY, which is
+    free of luck: above 0 it shows that the scores tell good demonstrations from bad ones. None where too few queries have four
+    candidates. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the largest paired
+    variance found here. `verdict`: "none" where even the oracle gains less than a point, "shown" where `learnable` is above 0,
+    else "not shown".
+    """
+
+    shots: int
+    queries: int
+    images: int
+    candidates: float
+    rows: tuple[Row, ...]
+    best_baseline: str
+    oracle_gain: Difference
+    learnable: Difference | None
+    split_gain: Difference | None
+    queries_needed: dict[str, int]
+    verdict: Verdict
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_headroom(
+    shots: int,
+    baselines: Mapping[str, Floats],
+    oracle: Floats,
+    split: Sequence[SplitChoice | None],
+    candidates: float,
+    image_ids: Sequence[str],
+    *,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Headroom:
+    """`baselines`: name -> accuracies [n]; `oracle` [n]: of each query's best candidate; `candidates`: scored for a query, mean.
+
+    Queries without a split choice are left out of SPLIT and ANY; where they are more than half, there is no such estimate.
+    Needs two images.
+    """
+    cells: dict[Cell, Floats] = {(name, shots): values for name, values in baselines.items()} | {(ORACLE, shots): oracle}
+    found = summarise(cells, image_ids, draws=draws, seed=seed, baselines=list(baselines), learned=[ORACLE])
+    means = {row.system: row.mean for row in found.rows}
+    best = max(baselines, key=lambda name: means[name])
+    gain = next(row for row in found.differences if row.baseline == best)
+    rows, learnable, split_gain = list(found.rows), None, None
+    known = [index for index, one in enumerate(split) if one is not None]
+    chosen = [one for one in split if one is not None]
+    if 2 * len(known) >= len(split) and len({image_ids[index] for index in known}) > 1:
+        parts: dict[Cell, Floats] = {
+            (best, shots): baselines[best][known],
+            (ANY, shots): np.asarray([one.any_candidate for one in chosen]),
+            (SPLIT, shots): np.asarray([one.chosen for one in chosen]),
+        }
+        images = [image_ids[index] for index in known]
+        judged = summarise(parts, images, draws=draws, seed=seed, baselines=[best, ANY], learned=[SPLIT])
+        rows += [row for row in judged.rows if row.system in (ANY, SPLIT)]
+        split_gain, learnable = (next(row for row in judged.differences if row.baseline == baseline) for baseline in (best, ANY))
+    clusters = Clusters.of(image_ids)
+    others = [values - baselines[best] for name, values in baselines.items() if name != best]
+    error = float(standard_errors(np.stack([*others, oracle - baselines[best]], axis=1), clusters).max())
+    return Headroom(
+        shots=shots,
+        queries=len(image_ids),
+        images=len(clusters),
+        candidates=candidates,
+        rows=tuple(rows),
+        best_baseline=best,
+        oracle_gain=gain,
+        learnable=learnable,
+        split_gain=split_gain,
+        queries_needed={f"{effect:g}": queries_needed(effect, error, len(image_ids)) for effect in GAINS},
+        verdict=_verdict(gain, learnable),
+    )
+
+
+def _verdict(gain: Difference, learnable: Difference | None) -> Verdict:
+    if gain.high is not None and gain.high < WORTHWHILE:
+        return "none"
+    return "shown" if learnable is not None and learnable.low is not None and learnable.low > 0 else "not shown"
