@@ -61,7 +61,7 @@ def trained(stack: Stack) -> dict[str, Any]:
         job_id = trainer.train([generated["rl_data_id"]], {"rce_epochs": 2})
         checkpoint = run(job_id)
         body = {"dataset": DATASET, "queries": 8, "checkpoints": [checkpoint["checkpoint_id"]], "bootstrap_draws": 200}
-        body["shots"] = [0, 1, 2]
+        body |= {"shots": [0, 1, 2], "split": "test", "final": {"by": "a test"}}
         evaluated = run(trainer.evaluate(body))
         promoted = trainer.promote(
             checkpoint["checkpoint_id"], alias="production", by="a test", reason="to be served", override=True
