@@ -37,7 +37,7 @@ def test_one_baseline_that_is_not_beaten_refuses() -> None:
     assert [one.passed for one in gate.comparisons] == [True, False]
     # Equal on every query: the bound is 0, which is not above 0.
     assert gate.comparisons[1].low == 0.0
-    assert gate.refusals == ["at 1 shots its gain over similar-joint is +0.0 points, lower bound +0.0 (level 2.50 %)"]
+    assert gate.refusals == ["at 1 shot its gain over similar-joint is +0.0 points, lower bound +0.0 (level 2.50 %)"]
 
 
 def test_one_number_of_shots_that_fails_refuses() -> None:

@@ -92,7 +92,7 @@ def test_what_is_refused_says_why_and_is_served_by_an_override_alone(api: TestCl
     with pytest.raises(Conflict, match="no evaluation of ckpt-1 on split 'val' of toy"):
         client.promote("ckpt-1", alias="production", by="me")
     evaluated(data, jobs, {"ckpt-1": 0.25})
-    with pytest.raises(Conflict, match=r"at 1 shots its gain over random is \+0\.0 points") as refused:
+    with pytest.raises(Conflict, match=r"at 1 shot its gain over random is \+0\.0 points") as refused:
         client.promote("ckpt-1", alias="production", by="me", reason="I like it")
     assert refused.value.context["gate"]["passed"] is False
     assert api.get("/deployments").json() == {"deployments": []}

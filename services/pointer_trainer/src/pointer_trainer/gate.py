@@ -17,6 +17,7 @@ from pointer_trainer.requests import BASELINES
 
 SPLIT = "val"
 _NEWEST = 1000
+_TOLD = 3
 
 
 class GateRefused(Conflict):
@@ -119,7 +120,9 @@ def _compared(
 
 
 def _refusal(name: str, gate: Gate, job: Job) -> str:
-    told = "; ".join(gate.refusals)
+    told = "; ".join(gate.refusals[:_TOLD])
+    if (more := len(gate.refusals) - _TOLD) > 0:
+        told += f"; and {more} more of {len(gate.comparisons)} comparisons"
     return (
         f"{name} is not shown to be better on the {gate.queries} queries of evaluation {job.id}: {told}. Train a better one, "
         "evaluate on more queries, or promote with an override and a reason"

@@ -11,6 +11,7 @@ import numpy as np
 from leverplus.errors import InvalidInput
 from leverplus.evaluation.bootstrap import LEVEL, Clusters, Floats, resampled_means
 from leverplus.evaluation.holm import holm_levels
+from leverplus.evaluation.tables import shots_title
 
 ALPHA = (1 - LEVEL) / 2
 """One-sided: a lower bound above 0 is that of a 95 % interval."""
@@ -52,7 +53,7 @@ class Gate:
     def refusals(self) -> list[str]:
         """A line for each comparison that did not pass."""
         return [
-            f"at {one.shots} shots its gain over {one.baseline} is {100 * one.difference:+.1f} points, lower bound "
+            f"at {shots_title(one.shots)} its gain over {one.baseline} is {100 * one.difference:+.1f} points, lower bound "
             f"{100 * one.low:+.1f} (level {100 * one.level:.2f} %)"
             for one in self.comparisons
             if not one.passed

@@ -77,8 +77,8 @@ class Headroom:
     `oracle_gain`: ORACLE less the best baseline, lucky hits included: an upper bound. `learnable`: SPLIT less ANY, which is
     free of luck: above 0 it shows that the scores tell good demonstrations from bad ones. None where too few queries have four
     candidates. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the largest paired
-    variance found here. `verdict`: "none" where even the oracle gains less than a point, "shown" where `learnable` is above 0,
-    else "not shown".
+    variance found here, or that of a gain on no more queries than it takes, where this is larger. `verdict`: "none" where even
+    the oracle gains less than a point, "shown" where `learnable` is above 0, else "not shown".
     """
 
     shots: int
@@ -144,9 +144,15 @@ def find_headroom(
         oracle_gain=gain,
         learnable=learnable,
         split_gain=split_gain,
-        queries_needed={f"{effect:g}": queries_needed(effect, error, len(image_ids)) for effect in GAINS},
+        queries_needed={f"{effect:g}": _queries_needed(effect, error, len(image_ids)) for effect in GAINS},
         verdict=_verdict(gain, learnable),
     )
+
+
+def _queries_needed(effect: float, error: float, queries: int) -> int:
+    # Where accuracies are 0 or 1, a gain of g changes g of the queries at least: a variance of g (1 - g).
+    least = (effect * (1 - effect) / queries) ** 0.5
+    return queries_needed(effect, max(error, least), queries)
 
 
 def _verdict(gain: Difference, learnable: Difference | None) -> Verdict:
