@@ -55,10 +55,9 @@ def resampled_sums(sums: Floats, draws: int, seed: int) -> Floats:
     step = max(1, _CHUNK // images)
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        drawn = generator.integers(images, size=(count, images))
-        drawn += np.arange(count)[:, None] * images
-        times = np.bincount(drawn.ravel(), minlength=count * images).reshape(count, images).astype(np.float64)
-        found[start : start + count] = times @ sums
+        drawn = generator.integers(images, size=(count, images), dtype=np.int32)
+        times = np.stack([np.bincount(of_draw, minlength=images) for of_draw in drawn])
+        found[start : start + count] = times.astype(np.float64) @ sums
     return found
 
 
@@ -71,6 +70,8 @@ def resampled_means(columns: Floats, clusters: Clusters, draws: int, seed: int) 
 
 def resampled_shares(count: int, draws: int, seed: int) -> Floats:
     """[draws, count]: the share that each of `count` training seeds has in each draw of as many, with replacement."""
+    if count == 1:
+        return np.ones((draws, 1))
     return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws) / count
 
 
