@@ -33,6 +33,10 @@ CONFIGS += [
     SelectorConfig(d_model, 32, num_heads=heads, num_layers=layers, architecture="autoregressive", dropout=0.5, attn_dropout=0.5)
     for d_model, heads, layers in itertools.product((48, 32), (1, 4), (1, 3))
 ]
+CONFIGS += [
+    SelectorConfig(d_model, 32, num_heads=2, num_layers=layers, state_update=update, query_mlp=mlp, dropout=0.5)
+    for d_model, layers, update, mlp in ((48, 0, "residual", True), (32, 1, "residual", False), (48, 2, "gate", True))
+]
 BASELINES = {
     "v0": SelectorConfig(48, 32, num_heads=4, num_layers=2, architecture="autoregressive"),
     "v1": SelectorConfig(48, 32, num_layers=0),

@@ -19,7 +19,7 @@ from torch import Tensor
 from leverplus.errors import IdOutsidePool, InvalidRlData
 from leverplus.ids import ItemId, Pointer
 from leverplus.rewards import RewardConfig, compute_rewards, unknown_fields
-from leverplus.rl_data import Candidate, QueryRecord, RlData, merge_duplicates
+from leverplus.rl_data import Candidate, QueryRecord, RlData, merge_duplicates, without_propensities
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -154,7 +154,8 @@ def _build_example(
                 file="RL data", query=query_id, field="candidate_pool_ids", reason="two files give this query different pools"
             )
     rows = [candidate for record in records for candidate in record.candidates]
-    candidates = merge_duplicates(rows)
+    # Training looks at no propensity, and each round of proposals has a mixture of its own.
+    candidates = merge_duplicates(rows if len(records) == 1 else without_propensities(rows))
     counts.candidates += len(rows)
     counts.duplicates += len(rows) - len(candidates)
     counts.modes.update(candidate.vqa_eval_mode for candidate in rows)

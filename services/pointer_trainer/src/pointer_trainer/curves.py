@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from leverplus.files import Fence, atomic_file
 
 _TRAIN = {
+    "answers": "train (telling answers, per query)",
     "supervised": "train (best beam, per demonstration)",
     "rce": "train (weighted, with temperature)",
     "expected_reward": "train (minus expected reward, plus KL)",

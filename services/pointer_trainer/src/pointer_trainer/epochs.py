@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from leverplus.errors import Cancelled, TrainingDiverged
 from leverplus.selector import Selector
+from pointer_trainer.answer_table import AnswerTable
 from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import NAMES, measure_held_out
 from pointer_trainer.objectives import COUNTS, LAST, MEANS, Objective, summarise
@@ -31,7 +32,7 @@ def run_phase(
     phase: Phase,
     config: TrainConfig,
     model: Selector,
-    examples: ExampleTable,
+    examples: ExampleTable | AnswerTable,
     held_out: ExampleTable,
     progress: Progress,
     should_stop: Callable[[], bool],
@@ -47,7 +48,8 @@ def run_phase(
     parameters = train_only(model, phase.trainable)
     optimizer = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=config.weight_decay)
     total = phase.steps(len(examples), config.batch_size)
-    objective = Objective(config, phase, model, total)
+    answer_shots = examples.shots if isinstance(examples, AnswerTable) else 0
+    objective = Objective(config, phase, model, total, answer_shots)
     nothing = dict.fromkeys(("train_loss", "grad_norm", *MEANS, *COUNTS, *LAST))
 
     def judge() -> dict[str, float]:
@@ -72,9 +74,13 @@ def run_phase(
         if phase.stops_when_worse and _has_become_worse(state, logger):
             return
         model.train(phase.dropout)
-        order = np.random.default_rng([config.seed, epoch, phase.index]).permutation(phase.rows(examples.examples, epoch))
+        generator = np.random.default_rng([config.seed, epoch, phase.index])
+        rows = phase.rows(examples.examples, epoch) if isinstance(examples, ExampleTable) else np.arange(len(examples))
+        order = generator.permutation(rows)
         steps: list[dict[str, float]] = []
-        for batch in _unless(should_stop, examples.batches(config.batch_size, order)):
+        for batch in _unless(should_stop, examples.batches(config.batch_size, order, generator)):
+            for group in optimizer.param_groups:
+                group["lr"] = phase.lr * learning_rate_factor(config.lr_schedule, step, total)
             outputs = objective.loss(model, batch, step)
             optimizer.zero_grad(set_to_none=True)
             outputs.loss.backward()
@@ -94,6 +100,16 @@ def run_phase(
             )
         keep(epoch, step)
         yield {"phase": phase.name, "epoch": epoch, "step": step, **nothing, **summary, **judged}
+
+
+def learning_rate_factor(schedule: Literal["constant", "cosine"], step: int, total: int) -> float:
+    """Of step 0 to total - 1, in 0 to 1. cosine: linearly up over a tenth of the steps, then half a cosine down towards 0."""
+    if schedule == "constant":
+        return 1.0
+    rising = max(1, total // 10)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising + 1) / (total - rising + 1)))
 
 
 def _has_become_worse(state: TrainingState, logger: logging.Logger) -> bool:

@@ -32,8 +32,9 @@ class ExampleTable:
         self._pools = _Ragged([example.pool.astype(np.int32) for example in examples], self.device)
         self._pointers = _Ragged([_widened(example.positions, longest) for example in examples], self.device)
         self._rewards = _Ragged([example.rewards for example in examples], self.device)
-        self._query = _Rows(embeddings.query, self.device)
-        self._candidate = self._query if embeddings.candidate is embeddings.query else _Rows(embeddings.candidate, self.device)
+        self._query = EmbeddingRows(embeddings.query, self.device)
+        shared = embeddings.candidate is embeddings.query
+        self._candidate = self._query if shared else EmbeddingRows(embeddings.candidate, self.device)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -54,8 +55,10 @@ class ExampleTable:
             mask=mask,
         )
 
-    def batches(self, size: int, order: NDArray[np.int64] | None = None) -> Iterator[RlBatch]:
-        """All rows, or those of `order`, `size` at a time; each batch is made when it is asked for."""
+    def batches(
+        self, size: int, order: NDArray[np.int64] | None = None, generator: np.random.Generator | None = None
+    ) -> Iterator[RlBatch]:
+        """All rows, or those of `order`, `size` at a time; each batch is made when it is asked for. Nothing is drawn."""
         rows = np.arange(len(self)) if order is None else order
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size])
@@ -80,7 +83,7 @@ class _Ragged:
         return values.masked_fill(~mask.view(*mask.shape, *[1] * (values.ndim - 2)), fill), mask
 
 
-class _Rows:
+class EmbeddingRows:
     """The rows of a matrix of embeddings, wherever it lies."""
 
     def __init__(self, matrix: NDArray[np.float32], device: torch.device) -> None:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from leverplus.selector import Selector
+from leverplus.selector.decoding import step_logits
 from pointer_trainer import losses
+from pointer_trainer.answer_table import AnswerBatch
 from pointer_trainer.batches import Groups, RlBatch
 from pointer_trainer.losses import LossOutputs
 from pointer_trainer.phases import Phase
@@ -33,15 +35,18 @@ class Objective:
     dropout.
     """
 
-    def __init__(self, config: TrainConfig, phase: Phase, model: Selector, total_steps: int) -> None:
+    def __init__(self, config: TrainConfig, phase: Phase, model: Selector, total_steps: int, answer_shots: int = 0) -> None:
         self.config = config
         self.phase = phase
         self.total_steps = total_steps
+        self.answer_shots = answer_shots
         self.kl_beta = config.kl_beta
         self.reference = deepcopy(model).eval() if phase.with_reference else None
 
-    def loss(self, model: Selector, batch: RlBatch, step: int) -> LossOutputs:
+    def loss(self, model: Selector, batch: RlBatch | AnswerBatch, step: int) -> LossOutputs:
         """The loss of optimiser step `step`, counted from 0 in the phase; metrics as MEANS and COUNTS name them."""
+        if isinstance(batch, AnswerBatch):
+            return self._answers(model, batch)
         groups = batch.groups()
         rewards = batch.rewards_raw[groups.rows]
         dropped = losses.flat_groups(rewards, groups.mask) if self._drops_flat_groups else torch.zeros_like(groups.rows).bool()
@@ -71,6 +76,27 @@ class Objective:
         weights = losses.best_over_mean(rewards, groups.mask) if self.config.group_weight == "best_over_mean" else equal
         weights = weights.masked_fill(dropped, 0.0)
         return losses.group_coefficients(groups.mask, groups.shots, group_weights=weights, shot_weights=self.config.shot_weights)
+
+    def _answers(self, model: Selector, batch: AnswerBatch) -> LossOutputs:
+        """The sum over steps; a step goes on from a demonstration drawn by the target of the one before."""
+        pool = model.input_proj(batch.pool_emb).expand(len(batch.query_emb), -1, -1)
+        encoded = model.read(model.input_proj(batch.query_emb), pool, batch.open)
+        state, taken = encoded.state, torch.zeros_like(batch.open)
+        total = encoded.candidates.new_zeros(())
+        told = 0.0
+        for step in range(self.answer_shots):
+            targets = losses.telling_targets(batch.asked, batch.told, taken)
+            logits = step_logits(encoded, state.direction, taken.unsqueeze(1))[:, 0]
+            total = total + losses.telling_loss(logits, targets)
+            if step == 0:
+                told = float((targets.sum(1) > 0).sum())
+            # A little for all: a pool may have nothing left for a query.
+            anything = (batch.open & ~taken).float() + torch.finfo(torch.float32).tiny
+            drawn = torch.multinomial(torch.where(targets.sum(1, keepdim=True) > 0, targets, anything), 1)
+            taken = taken.scatter(1, drawn, True)
+            state = model.advance(state, encoded.chosen(drawn))
+        queries = float(len(batch.query_emb))
+        return LossOutputs(total, {"groups": queries, "dropped_groups": queries - told})
 
     def _rce(
         self, logits: Tensor, batch: RlBatch, groups: Groups, rewards: Tensor, coefficients: Tensor, step: int

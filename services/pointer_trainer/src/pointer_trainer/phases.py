@@ -1,5 +1,5 @@
-"""The phases of a run: imitation of beams where that is asked for, RCE (or the expected reward), GRPO where that is asked for.
-Each begins with the best epoch of the one before.
+"""The phases of a run: the dataset's own answers, and imitation of beams, where those are asked for, RCE (or the expected
+reward), GRPO where that is asked for. Each begins with the best epoch of the one before.
 
 A phase is plain values. With the weights it begins with, the weights and optimizer state after an epoch, and the KL's weight, it
 can be taken up again at that epoch: all else follows from config and seed.
@@ -20,9 +20,9 @@ from leverplus.selector import Selector
 from pointer_trainer.batches import QueryExample
 from pointer_trainer.train_config import Trainable, TrainConfig
 
-PhaseName = Literal["supervised", "rce", "expected_reward", "grpo"]
+PhaseName = Literal["answers", "supervised", "rce", "expected_reward", "grpo"]
 
-SUFFIXES = ("", "-supervised", "-grpo")
+SUFFIXES = ("", "-answers", "-supervised", "-grpo")
 """What a phase may add to the id of a run's checkpoint."""
 
 GRPO_NOTICE = (
@@ -87,6 +87,14 @@ def planned_phases(config: TrainConfig) -> list[Phase]:
         curriculum="none",
         suffix="",
     )
+    answers = replace(
+        first,
+        name="answers",
+        epochs=config.answer_epochs,
+        lr=config.answer_lr,
+        with_reference=False,
+        suffix="-answers" if config.supervised_epochs + config.rce_epochs > 0 else "",
+    )
     supervised = replace(
         first,
         name="supervised",
@@ -108,7 +116,7 @@ def planned_phases(config: TrainConfig) -> list[Phase]:
         curriculum=config.grpo_curriculum,
         suffix="-grpo",
     )
-    run = [phase for phase in (supervised, first, grpo) if phase.epochs > 0]
+    run = [phase for phase in (answers, supervised, first, grpo) if phase.epochs > 0]
     return [replace(phase, index=index) for index, phase in enumerate(run)]
 
 
@@ -130,11 +138,11 @@ def grpo_guards(config: TrainConfig) -> str:
 def train_only(model: Selector, which: Trainable) -> list[nn.Parameter]:
     """Freezes the rest of `model`; the parameters that are left, in its order.
 
-    head: query_proj, cand_proj and the update gate. attention: cross-attention and its norms, which is what the reference's code
-    left trainable when it froze; or the layers of a decoder.
+    head: query_proj, cand_proj and the state's update. attention: cross-attention and its norms, which is what the reference's
+    code left trainable when it froze; or the layers of a decoder.
     """
     prefixes = {
-        "head": ("query_proj.", "cand_proj.", "query_update_gate."),
+        "head": ("query_proj.", "cand_proj.", "query_update_gate.", "state_mlp."),
         "attention": ("cross_attn_layers.", "attn_norms.", "decoder_layers."),
         "all": ("",),
     }[which]

@@ -94,11 +94,13 @@ def _trained_alike(info: CheckpointInfo) -> str:
     return digest(made_of)
 
 
-def _kind(info: CheckpointInfo) -> Literal["v0", "v1", "v2", "v3"]:
-    """As the reference counts: a decoder, a bi-encoder, a pointer that only imitated beams, any other pointer."""
+def _kind(info: CheckpointInfo) -> Literal["v0", "v1", "v2", "v3", "v5"]:
+    """As the reference counts: a decoder, a bi-encoder, a pointer that only imitated beams, any other pointer; v5 is ours."""
     config = info.selector_config
     if config.architecture == "autoregressive":
         return "v0"
+    if config.query_mlp or config.state_update == "residual":
+        return "v5"
     if config.num_layers == 0:
         return "v1"
     return "v2" if info.metrics.get("phase") == "supervised" else "v3"

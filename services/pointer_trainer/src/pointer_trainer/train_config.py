@@ -18,6 +18,7 @@ _OF_GRPO = ("grpo_lr", "grpo_form", "grpo_advantage", "grpo_trainable", "grpo_cu
             "advantage_clip", "freeze_backbone_in_grpo")  # fmt: skip
 _OF_RCE = ("rce_use_raw_reward", "temperature_start", "temperature_end")
 _OF_FIRST = ("objective", "rce_lr", "use_top1_only", *_OF_RCE)
+_OF_ANSWERS = ("answer_lr",)
 _OF_SUPERVISED = ("supervised_lr",)
 
 _SIZE = {"autoregressive": {"num_layers": 2, "num_heads": 4}}
@@ -27,23 +28,31 @@ _SIZE = {"autoregressive": {"num_layers": 2, "num_heads": 4}}
 class TrainConfig(BaseModel):
     """One run. An unknown field, or a value or combination that cannot be meant, is refused when the config is read.
 
-    In this order, each from the best epoch of the one before: imitation of beams for `supervised_epochs`, `objective` for
-    `rce_epochs` at `rce_lr`, GRPO for `grpo_epochs`. Each may be 0, but not both of the first two.
+    In this order, each from the best epoch of the one before: the dataset's own answers for `answer_epochs`, imitation of beams
+    for `supervised_epochs`, `objective` for `rce_epochs` at `rce_lr`, GRPO for `grpo_epochs`. Each may be 0, but not all of the
+    first three.
     None: what `grpo_form` makes of it, see the properties below.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     # phases
+    answer_epochs: int = Field(
+        0, ge=0, le=1000, description="cross-entropy on the items whose answers tell the query's own; needs no scores"
+    )
     supervised_epochs: int = Field(
         0, ge=0, le=1000, description="cross-entropy on the best by reward of a group's beams (gen_method beam)"
     )
     rce_epochs: int = Field(5, ge=0, le=1000)
     grpo_epochs: int = Field(0, le=1000)
+    answer_lr: float = Field(1e-3, gt=0, le=1)
     supervised_lr: float = Field(1e-4, gt=0, le=1)
     rce_lr: float = Field(1e-4, gt=0, le=1)
     grpo_lr: float = Field(1e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=4096, description="queries per optimiser step")
+    lr_schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine: up over the first tenth of a phase's steps, then down to 0"
+    )
     weight_decay: float = Field(0.01, ge=0, le=1)
     grad_clip: float = Field(1.0, gt=0, description="largest norm of the gradient over all parameters")
 
@@ -91,6 +100,7 @@ class TrainConfig(BaseModel):
     num_heads: int = Field(1, ge=1, le=64)
     dropout: float = Field(0.1, ge=0, lt=1)
     state_update: StateUpdate = "none"
+    query_mlp: bool = Field(False, description="the query passes a feed-forward part: what counts in an image may depend on it")
 
     # data
     keep_epoch: Annotated[
@@ -122,12 +132,15 @@ class TrainConfig(BaseModel):
             num_layers=self.num_layers,
             dropout=self.dropout,
             state_update=self.state_update,
+            query_mlp=self.query_mlp,
             architecture=self.architecture,
         )
 
     def settings_without_effect(self) -> list[str]:
         """Names of the settings that differ from their defaults and belong to something that is not run."""
         names: list[str] = []
+        if self.answer_epochs == 0:
+            names += _OF_ANSWERS
         if self.supervised_epochs == 0:
             names += _OF_SUPERVISED
         if self.rce_epochs == 0:
@@ -162,9 +175,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _something_comes_before_grpo(self) -> TrainConfig:
-        if self.supervised_epochs == self.rce_epochs == 0:
+        if self.answer_epochs == self.supervised_epochs == self.rce_epochs == 0:
             raise ValueError(
-                f"supervised_epochs and rce_epochs are 0 (grpo_epochs {self.grpo_epochs}): nothing is trained; give one of them"
+                f"answer_epochs, supervised_epochs and rce_epochs are 0 (grpo_epochs {self.grpo_epochs}): nothing is trained; "
+                "give one of them"
             )
         return self
 

@@ -24,9 +24,10 @@ from leverplus.embeddings import Embeddings
 from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDiverged
 from leverplus.files import Fence, atomic_file
 from leverplus.ids import ItemId
-from leverplus.pools import PoolPolicy
+from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import QueryRecord, RlData
 from leverplus.selector import new_selector
+from pointer_trainer.answer_table import AnswerTable
 from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.best_fixed import rank_fixed_pointers
 from pointer_trainer.context import unfenced
@@ -98,14 +99,15 @@ def train(
                 + (f", e.g. {counts.first_unknown}" if counts.first_unknown else "")
                 + f": {counts.to_json()}"
             )
-    imitated = _imitated(phases[0], train_examples, rl_data, rl_data_refs, logger) if config.supervised_epochs > 0 else {}
+    imitating = next((phase for phase in phases if phase.name == "supervised"), None)
+    imitated = _imitated(imitating, train_examples, rl_data, rl_data_refs, logger) if imitating is not None else {}
     material = {phase.name: phase.material(train_examples) for phase in phases}
     shots = {name: _shots(part) for name, part in material.items()}
     for counts_of_phase in shots.values():
         if not any(config.shot_weights.get(count, 1.0) for count in counts_of_phase):
             reason = f"{config.shot_weights} leaves nothing of data with shots {counts_of_phase}"
             raise InvalidConfig(field="shot_weights", reason=reason)
-    for phase in phases:
+    for phase in (phase for phase in phases if phase.name != "answers"):
         _require_a_preference(phase, config, material[phase.name], logger)
     data_metrics = {
         **counts.to_json(),
@@ -151,7 +153,11 @@ def train(
                 model.load_state_dict(state.best_weights(phases[phase.index - 1].name))
             if phase.name != state.phase:
                 state.begin(phase.name)
-            trained_on = ExampleTable(material[phase.name], embeddings, device)
+            if phase.name == "answers":
+                pools = Pools(dataset, embeddings, pool_policy)
+                trained_on = AnswerTable(pools, embeddings, parts[0], parts[1], max(shots[phase.name]), device)
+            else:
+                trained_on = ExampleTable(material[phase.name], embeddings, device)
             try:
                 epochs = run_phase(phase, config, model, trained_on, held_out, progress, should_stop, state, logger)
                 for row in epochs:
@@ -204,17 +210,14 @@ def _unexpected(
     """What a run does that its config and data do not show by themselves: told to the log, and kept among the metrics."""
     found: dict[str, Any] = {}
     if config.grpo_epochs <= 0:
-        first = "RCE" if config.objective == "rce" else config.objective
-        if config.rce_epochs == 0:
-            first = "the supervised phase"
-        elif config.supervised_epochs > 0:
-            first = f"the supervised phase and then {first}"
+        names = {"answers": "the answers phase", "supervised": "the supervised phase", "rce": "RCE"}
+        first = " and then ".join(names.get(phase.name, phase.name) for phase in planned_phases(config))
         logger.warning("grpo_epochs is %d: only %s is run, and its checkpoint is the result", config.grpo_epochs, first)
     else:
         logger.warning(GRPO_NOTICE, grpo_guards(config))
     if settings := config.settings_without_effect():
-        names = ("objective", "supervised_epochs", "rce_epochs", "grpo_epochs")
-        because = ", ".join(f"{name} is {getattr(config, name)}" for name in names)
+        fields = ("objective", "answer_epochs", "supervised_epochs", "rce_epochs", "grpo_epochs")
+        because = ", ".join(f"{name} is {getattr(config, name)}" for name in fields)
         logger.warning("without effect, because %s: %s", because, ", ".join(settings))
         found["settings_without_effect"] = settings
     own = sum(data.fingerprint.pool is None and record.pool_source == "file" for data in rl_data for record in data.records)

@@ -6,7 +6,7 @@ from leverplus.rl_data.filtering import Filter, filter_records
 from leverplus.rl_data.legacy import InfoScoreSign
 from leverplus.rl_data.merging import merge_files
 from leverplus.rl_data.reading import RlStream, read, stream
-from leverplus.rl_data.records import Candidate, EvalMode, PoolSource, QueryRecord, RlData, merge_duplicates
+from leverplus.rl_data.records import Candidate, EvalMode, PoolSource, QueryRecord, RlData, merge_duplicates, without_propensities
 from leverplus.rl_data.report import inspect
 from leverplus.rl_data.writing import record_lines, write, write_lines
 
@@ -28,6 +28,7 @@ __all__ = [
     "record_lines",
     "stream",
     "stream_dropping_invalid",
+    "without_propensities",
     "write",
     "write_lines",
 ]

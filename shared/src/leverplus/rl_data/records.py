@@ -96,6 +96,11 @@ def merge_duplicates(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(same[0] if len(same) == 1 else _merge(same) for same in rows.values())
 
 
+def without_propensities(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """As they are to be where draws of several mixtures lie together: of none of them alone a row is a draw any more."""
+    return [one if one.propensity is None else replace(one, propensity=None) for one in candidates]
+
+
 def _merge(rows: list[Candidate]) -> Candidate:
     kept = min(rows, key=lambda row: _METHODS.index(row.gen_method) if row.gen_method in _METHODS else len(_METHODS))
     merged = {name: _agreed(kept, name, {getattr(row, name) for row in rows} - {None}) for name in RESULT_FIELDS}

@@ -10,13 +10,13 @@ from leverplus.errors import InvalidConfig
 from leverplus.ids import MAX_SHOTS
 
 Architecture = Literal["pointer", "autoregressive"]
-StateUpdate = Literal["none", "gate"]
+StateUpdate = Literal["none", "gate", "residual"]
 
 POSITIONS = 1 + MAX_SHOTS
 """Tokens that an autoregressive selector reads at most: its beginning, the query, and every demonstration but the last."""
 
 FEED_FORWARD = 4
-"""Width inside a decoder layer's feed-forward part, in hidden_dim."""
+"""Width inside a feed-forward part, in hidden_dim."""
 
 CHOSEN_LOGIT = -100.0
 """Logit of a candidate that is chosen already, as in the reference: its softmax weight is below float32's smallest step."""
@@ -35,8 +35,11 @@ class SelectorConfig:
 
     `architecture`: "pointer", a query that attends to its pool in `num_layers` rounds (0: it does not, a bi-encoder), or
     "autoregressive", a causal decoder of `num_layers` over the query and the demonstrations chosen so far.
-    `dropout`: on query and candidates before their projections, and inside the decoder; `attn_dropout`: on attention weights;
-    both only in training. `state_update`: whether a pointer's step sees what the steps before it chose; a decoder always does.
+    `query_mlp`: whether the query of a pointer passes a feed-forward part before it meets its pool, so that what counts in an
+    image can depend on the question; candidates stay linear, and are compared at the same price.
+    `dropout`: on query and candidates before their projections, and inside the decoder and feed-forward parts; `attn_dropout`:
+    on attention weights; both only in training. `state_update`: whether and how a pointer's step sees what the steps before it
+    chose; a decoder always does.
     `temperature` divides the cosines. Raises InvalidConfig.
     """
 
@@ -49,6 +52,7 @@ class SelectorConfig:
     state_update: StateUpdate = "none"
     temperature: float = 0.1
     architecture: Architecture = "pointer"
+    query_mlp: bool = False
 
     def __post_init__(self) -> None:
         def refuse(name: str, reason: str) -> InvalidConfig:
@@ -63,6 +67,8 @@ class SelectorConfig:
         for name in ("dropout", "attn_dropout", "temperature"):
             if type(getattr(self, name)) not in (int, float):
                 raise refuse(name, "must be a number")
+        if type(self.query_mlp) is not bool:
+            raise refuse("query_mlp", "must be true or false")
         if self.hidden_dim % self.num_heads:
             raise refuse("num_heads", f"must divide hidden_dim, which is {self.hidden_dim}")
         for name in ("dropout", "attn_dropout"):
@@ -72,6 +78,8 @@ class SelectorConfig:
             raise refuse("state_update", f"is none of {', '.join(get_args(StateUpdate))}")
         if autoregressive and self.state_update != "none":
             raise refuse("state_update", "but an autoregressive selector has none of its own: its decoder reads what was chosen")
+        if autoregressive and self.query_mlp:
+            raise refuse("query_mlp", "but an autoregressive selector has feed-forward parts in its decoder")
         if not self.temperature >= MIN_TEMPERATURE:
             raise refuse("temperature", f"must be at least {MIN_TEMPERATURE}")
 
@@ -106,9 +114,13 @@ def _pointer_shapes(config: SelectorConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(config.num_layers):
         shapes |= _attention_shapes(f"cross_attn_layers.{layer}", hidden) | _norm_shapes(f"attn_norms.{layer}", hidden)
+    if config.query_mlp:
+        shapes |= _norm_shapes("query_norm", hidden) | _feed_forward_shapes("query_mlp", hidden, hidden)
     if config.state_update == "gate":
         shapes["query_update_gate.weight"] = (hidden, 2 * hidden)
         shapes["query_update_gate.bias"] = (hidden,)
+    if config.state_update == "residual":
+        shapes |= _feed_forward_shapes("state_mlp", 3 * hidden, hidden)
     return shapes
 
 
@@ -130,6 +142,16 @@ def _attention_shapes(name: str, hidden: int) -> dict[str, tuple[int, ...]]:
         f"{name}.in_proj_bias": (3 * hidden,),
         f"{name}.out_proj.weight": (hidden, hidden),
         f"{name}.out_proj.bias": (hidden,),
+    }
+
+
+def _feed_forward_shapes(name: str, given: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    inner = FEED_FORWARD * hidden
+    return {
+        f"{name}.up.weight": (inner, given),
+        f"{name}.up.bias": (inner,),
+        f"{name}.down.weight": (hidden, inner),
+        f"{name}.down.bias": (hidden,),
     }
 
 

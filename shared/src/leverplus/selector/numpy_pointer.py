@@ -61,6 +61,8 @@ class V3Policy(SelectorPolicy):
         return _Layer(*(np.ascontiguousarray(part, dtype=np.float32) for part in layer))
 
     def _begin(self, query: Vector, context: Vector, closed: Mask | None) -> PolicyState:
+        if self.config.query_mlp:
+            query = measurable("query", query + self._feed_forward("query_mlp", self._normed("query_norm", query)))
         for layer in self._layers:
             query = query + self._attend(layer, query, context, closed)
             query = layer_norm(measurable("query", query), layer.norm, layer.norm_bias)
@@ -80,6 +82,17 @@ class V3Policy(SelectorPolicy):
 
     def _advance(self, state: PolicyState, chosen: Vector) -> PolicyState:
         keys = unit(chosen @ self._weights["cand_proj.weight"].T)
+        if self.config.state_update == "residual":
+            seen = np.concatenate([state.direction, keys, state.direction * keys], axis=1)
+            return PolicyState(unit(state.direction + self._feed_forward("state_mlp", seen)), state.memory)
         raw = np.concatenate([state.direction, keys], axis=1) @ self._weights["query_update_gate.weight"].T
         gate = sigmoid(raw + self._weights["query_update_gate.bias"])
         return PolicyState(unit(keys + np.multiply(gate, state.direction - keys)), state.memory)
+
+    def _feed_forward(self, name: str, vectors: Vector) -> Vector:
+        inner: Vector = vectors @ self._weights[f"{name}.up.weight"].T
+        inner += self._weights[f"{name}.up.bias"]
+        inner *= sigmoid(inner)
+        outer: Vector = inner @ self._weights[f"{name}.down.weight"].T
+        outer += self._weights[f"{name}.down.bias"]
+        return outer

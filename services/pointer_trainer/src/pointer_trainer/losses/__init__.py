@@ -31,6 +31,7 @@ from pointer_trainer.losses.policy import (
     grpo_loss,
 )
 from pointer_trainer.losses.steps import pool_entropy, pool_kl, smoothed_log_prob
+from pointer_trainer.losses.telling import telling_loss, telling_targets
 
 __all__ = [
     "LossOutputs",
@@ -49,6 +50,8 @@ __all__ = [
     "rce_loss",
     "smoothed_log_prob",
     "softmax_weights",
+    "telling_loss",
+    "telling_targets",
     "temperature_schedule",
     "top1_loss",
     "zscore",

@@ -1,0 +1,224 @@
+"""What selectors reach on invented-words, exactly: trained on rewards of assets/reward-table, judged on one of its splits.
+
+    leverplus import invented-words --data DATA && leverplus embed invented-words --data DATA
+    python benchmarks/quality.py main --data DATA --split test --seeds 5
+
+Each system is trained under several seeds on the candidates that it or an untrained selector proposes for the first train
+queries, with the table's rewards: a look into the table is a VLM call. Judged by the accuracy of the greedy pointer at one and
+two shots, which the table holds, and by the share of the headroom that it closes at two:
+(selector − random) / (structural oracle − random).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from provenance import ROOT, commit, machine
+from quality_systems import System
+from quality_tables import TABLES
+
+from leverplus.data_root import DataRoot
+from leverplus.dataset import Dataset
+from leverplus.dataset.invented_words import Structure, read_structures, sufficient_pointer
+from leverplus.embeddings import Embeddings
+from leverplus.files import write_json
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.reward_table import RewardTable
+from leverplus.rl_data import QueryRecord, RlData
+from leverplus.selector import Selector, selector_from_checkpoint
+from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.requests import GenerateRequest
+from pointer_trainer.train_config import read_train_config
+from pointer_trainer.training import train
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What all runs share. `queries`: of the train table, in its order."""
+
+    pools: Pools
+    tables: Mapping[str, RewardTable]
+    structures: Sequence[Structure]
+
+    @property
+    def embeddings(self) -> Embeddings:
+        assert self.pools.embeddings is not None
+        return self.pools.embeddings
+
+
+def open_material(data: Path) -> Material:
+    root = DataRoot(data)
+    dataset = Dataset.open(root.dataset("invented-words"))
+    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
+    tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val", "test")}
+    pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
+    return Material(pools, tables, read_structures(root.dataset("invented-words")))
+
+
+def scored(proposals: Iterable[Proposal], table: RewardTable, pools: Pools, at_most: int | None, seed: int) -> RlData:
+    """The proposals with the table's rewards; of each query's candidates `at_most`, drawn at random."""
+    records: list[QueryRecord] = []
+    for proposal in proposals:
+        place = {item_id: position for position, item_id in enumerate(proposal.pool)}
+        kept = proposal.candidates
+        if at_most is not None and len(kept) > at_most:
+            chosen = np.random.default_rng([seed, proposal.query_id]).choice(len(kept), at_most, replace=False)
+            kept = tuple(kept[index] for index in sorted(chosen))
+        candidates = [
+            replace(one, vqa_correct=int(reward > 0), vqa_acc_score=reward, vqa_eval_mode="file")
+            for one in kept
+            for reward in (table.reward(proposal.query_id, [place[item_id] for item_id in one.pointer]),)
+        ]
+        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, tuple(candidates)))
+    return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
+
+
+def trained(config: Mapping[str, Any], data: Sequence[RlData], material: Material, seed: int) -> Selector:
+    """The selector that the run recommends."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = train(
+            read_train_config({**config, "seed": seed}),
+            data,
+            material.embeddings,
+            dataset=material.pools.dataset,
+            pool_policy=material.pools.policy,
+            rl_data_refs=[{"id": f"round-{number}", "sha256": ""} for number in range(len(data))],
+            checkpoint_folder=folder / "ckpt",
+            run_folder=folder / "run",
+            progress=lambda phase, step, total, extra: None,
+            should_stop=lambda: False,
+        )
+        return selector_from_checkpoint(folder / result.checkpoint_id)
+
+
+def chosen(selector: Selector, table: RewardTable, material: Material) -> dict[int, Floats]:
+    """Accuracy of the greedy pointer for each query, at one and two shots."""
+    queries = [ItemId(int(one)) for one in table.query_ids]
+    found: dict[int, list[Floats]] = {1: [], 2: []}
+    for start in range(0, len(queries), 100):
+        part = queries[start : start + 100]
+        query = torch.from_numpy(material.embeddings.query[part])
+        pool = torch.from_numpy(material.embeddings.candidate[np.stack([material.pools.pool(one) for one in part])])
+        for shots, values in found.items():
+            values.append(selector.select(query, pool, shots).positions.numpy())
+    return {shots: table.chosen(np.concatenate(values)) for shots, values in found.items()}
+
+
+@dataclass(frozen=True)
+class Run:
+    table: str
+    name: str
+    system: System
+    seed: int
+    queries: int
+    at_most: int | None
+    split: str
+
+
+def run(job: Run) -> dict[str, Any]:
+    """One system under one seed; a row for each state that is judged: after every round."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    material, table = _MATERIAL[0], _MATERIAL[0].tables["train"]
+    query_ids = [ItemId(int(one)) for one in table.query_ids[: job.queries]]
+    selector, _ = initialised_selector(material.embeddings.manifest.d_model, 0)
+    data: list[RlData] = []
+    rows: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for number, proposed in enumerate((job.system.first, *job.system.rounds)):
+        request = GenerateRequest(dataset="invented-words", **proposed, seed=job.seed if number else 0)
+        proposals = propose(selector, material.embeddings, material.pools, query_ids, request)
+        data.append(scored(proposals, table, material.pools, job.at_most, job.seed))
+        selector = trained(job.system.config, data, material, job.seed)
+        judged = chosen(selector, material.tables[job.split], material)
+        calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
+        rows.append({"round": number, "vlm_calls": calls, "accuracies": {shots: part.tolist() for shots, part in judged.items()}})
+    return {
+        "table": job.table, "system": job.name, "seed": job.seed, "queries": job.queries, "at_most": job.at_most,
+        "seconds": round(time.perf_counter() - began, 1), "rows": rows,
+    }  # fmt: skip
+
+
+_MATERIAL: list[Material] = []
+"""Filled before processes are forked."""
+
+
+def references(material: Material, split: str) -> dict[str, Floats]:
+    """Per query at two shots: random choice and the structural oracle; where no pointer of the pool tells, it is random."""
+    table = material.tables[split]
+    rand = table.random(2)
+    oracle = rand.copy()
+    for row, query_id in enumerate(table.query_ids.tolist()):
+        pool = [int(item_id) for item_id in material.pools.pool(ItemId(query_id))]
+        pointer = sufficient_pointer(material.structures[query_id], [material.structures[item_id] for item_id in pool], 2)
+        if pointer is not None:
+            oracle[row] = table.reward(query_id, [pool.index(item_id) for item_id in pointer])
+    return {"random": rand, "oracle": oracle}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="+", choices=list(TABLES))
+    parser.add_argument("--data", type=Path, default=ROOT / ".leverplus", help="data root that holds dataset and embeddings")
+    parser.add_argument("--split", choices=("val", "test"), default="val", help="test is for the last run")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="systems whose names contain one of these")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="JSON file")
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    at_start = machine()
+    material = open_material(arguments.data)
+    _MATERIAL.append(material)
+    jobs = [
+        Run(table, name, system, seed, queries, at_most, arguments.split)
+        for table in arguments.tables
+        for name, system, queries, at_most in TABLES[table]
+        for seed in range(arguments.seeds)
+        if not arguments.only or any(part in name for part in arguments.only)
+    ]
+    found: list[dict[str, Any]] = []
+    bounds = references(material, arguments.split)
+    low, high = bounds["random"].mean(), bounds["oracle"].mean()
+    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("fork"), max_tasks_per_child=None) as workers:
+        for done in as_completed([workers.submit(run, job) for job in jobs]):
+            found.append(done.result())
+            one = found[-1]
+            for row in one["rows"]:
+                means = {shots: float(np.mean(values)) for shots, values in row["accuracies"].items()}
+                closed = (means[2] - low) / (high - low)
+                what = f"{one['table']}: {one['system']}, seed {one['seed']}, {one['queries']} queries, round {row['round']}"
+                reached = f"1 shot {means[1]:.1%}, 2 shots {means[2]:.1%}, closed {closed:.1%}"
+                print(f"{what}, {row['vlm_calls']} calls: {reached} ({one['seconds']:.0f} s)", flush=True)
+    if arguments.out is not None:
+        report = {
+            "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "references": {name: values.tolist() for name, values in bounds.items()},
+            "runs": sorted(found, key=lambda one: (one["table"], one["system"], one["queries"], one["seed"])),
+        }  # fmt: skip
+        write_json(arguments.out, report)
+
+
+if __name__ == "__main__":
+    main()
