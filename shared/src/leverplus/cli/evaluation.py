@@ -137,8 +137,9 @@ def gate_note(deployment: Mapping[str, Any]) -> str:
     if gate is None:
         return f"the gate was overridden, reason recorded: {deployment['reason']!r}"
     least = min(gate["comparisons"], key=lambda one: one["low"])
+    shots = "1 shot" if least["shots"] == 1 else f"{least['shots']} shots"
     others = "baselines" if gate["incumbent"] is None else f"baselines and {gate['incumbent']}"
     return (
         f"the gate passed it on {gate['queries']} queries against {others}; its smallest lower bound is "
-        f"{100 * least['low']:+.1f} points, over {least['baseline']} at {least['shots']} shots"
+        f"{100 * least['low']:+.1f} points, over {least['baseline']} at {shots}"
     )
