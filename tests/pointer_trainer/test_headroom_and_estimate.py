@@ -14,7 +14,10 @@ from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput
-from leverplus.rl_data import QueryRecord
+from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.rl_data import Candidate, QueryRecord
 from leverplus.selector import selector_from_checkpoint
 from pointer_trainer.jobs.estimate import estimate_selector
 from pointer_trainer.jobs.generate import generate
@@ -57,7 +60,7 @@ def test_headroom_of_scored_data(run: Any, scorer: Any, data: DataRoot) -> None:
     assert asked(run, rl_data="rl-g", queries=4)["queries"] <= 4
 
 
-def test_headroom_takes_no_test_query_and_needs_demonstrations(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_headroom_needs_demonstrations(run: Any, scorer: Any, data: DataRoot) -> None:
     run.scorer_url = scorer.url
     generated(run, "g", num_random=1)
     read = rl_data.read(data.rl_data("rl-g"))
@@ -68,6 +71,19 @@ def test_headroom_takes_no_test_query_and_needs_demonstrations(run: Any, scorer:
     rl_data.write(data.rl_data("rl-zero"), empty, fingerprint=read.fingerprint, meta=read.meta)
     with pytest.raises(InvalidInput, match="nothing is to be chosen"):
         asked(run, rl_data="rl-zero")
+
+
+def test_headroom_takes_no_test_query(run: Any, data_with_test: DataRoot) -> None:
+    run.data = data = data_with_test
+    dataset = Dataset.open(data.dataset("toy"))
+    policy = PoolPolicy(sampler="random", k=6)
+    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), policy)
+    pool = tuple(ItemId(int(item_id)) for item_id in pools.pool(ItemId(16)))
+    record = QueryRecord(ItemId(16), {}, pool, (Candidate((pool[0],), "random", vqa_acc_score=1.0, vqa_eval_mode="file"),))
+    fingerprint = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
+    rl_data.write(data.rl_data("rl-test"), [record], fingerprint=fingerprint, meta={"pool_policy": policy.to_json()})
+    with pytest.raises(InvalidInput, match="hold 1 test queries, which only a final evaluation may look at"):
+        asked(run, rl_data="rl-test")
 
 
 def exact(data: DataRoot, checkpoint: str, temperature: float) -> float:
