@@ -28,8 +28,8 @@ _PRIOR = 1.0
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """Of one query: mean accuracy of the choice that one half of its candidates suggests among the other half, and of that half
-    as a whole. Their difference is what can be known about the choice; luck adds nothing to it on average."""
+    """Of one query: mean accuracy of the choice that one half of its candidates suggests among the other half, and of that other
+    half as a whole. Their difference is what can be known about the choice; luck adds nothing to it on average."""
 
     chosen: float
     any_candidate: float
@@ -50,6 +50,7 @@ def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query
         shows[row, [place[item] for item in pointer]] = 1.0
     generator = np.random.default_rng(derive_seed("split candidates", seed, query_id) % 2**64)
     chosen: list[float] = []
+    judged_means: list[float] = []
     for _ in range(_SPLITS):
         order = generator.permutation(len(pointers))
         halves = order[: len(order) // 2], order[len(order) // 2 :]
@@ -57,8 +58,9 @@ def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query
             seen = shows[known]
             worth = seen.T @ (accuracies[known] - accuracies[known].mean()) / (seen.sum(axis=0) + _PRIOR)
             value = shows[judged] @ worth
+            judged_means.append(float(accuracies[judged].mean()))
             chosen.append(float(accuracies[judged][value >= value.max() - 1e-12].mean()))
-    return SplitChoice(float(np.mean(chosen)), float(accuracies.mean()))
+    return SplitChoice(float(np.mean(chosen)), float(np.mean(judged_means)))
 
 
 ORACLE, SPLIT, ANY = "oracle", "split choice", "any candidate"
