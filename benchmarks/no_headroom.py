@@ -1,6 +1,6 @@
 """A dataset on which choosing gains next to nothing: what the headroom report says of easy-vqa, and what the gate does.
 
-    python benchmarks/easy_vqa.py
+    python benchmarks/no_headroom.py
 
 Real questions about one coloured shape, which the small VLM of assets/ answers by itself. Starts the services on free ports in a
 folder of its own, then asks them by the commands of the README: import, embed, rl generate, headroom, train, evaluate on val,
