@@ -410,7 +410,8 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     assert trained["checkpoint_id"] == "ckpt-t"
     # A second run of the job, after its worker died between saving and reporting, finds what the first one saved.
     assert train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id="job-t")) == trained
-    result = evaluate(run.context(evaluation(checkpoints=["ckpt-t"], bootstrap_draws=100), job_id="job-e"))
+    asked = evaluation(checkpoints=["ckpt-t"], shots=[0, 1, 2], bootstrap_draws=100)
+    result = evaluate(run.context(asked, job_id="job-e"))
     assert ("v3", 1) in {(row["system"], row["shots"]) for row in result["rows"]}
     assert result["checkpoints"] == {"v3": ["ckpt-t"]}
     assert result["trained_on"] == {"ckpt-t": 0}
