@@ -388,7 +388,7 @@ def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(
 
 
 def evaluation(**fields: Any) -> dict[str, Any]:
-    return EvaluateRequest.model_validate({"dataset": "toy", **fields}).model_dump(mode="json")
+    return EvaluateRequest.model_validate({"dataset": "toy", "shots": [0, 1, 2], **fields}).model_dump(mode="json")
 
 
 def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(run: Any, scorer: Any, data: DataRoot) -> None:
@@ -410,7 +410,7 @@ def test_generated_data_trains_a_selector_that_is_evaluated(
     assert trained["checkpoint_id"] == "ckpt-t"
     # A second run of the job, after its worker died between saving and reporting, finds what the first one saved.
     assert train_selector(run.context({"rl_data": ["rl-g"], "config": config}, job_id="job-t")) == trained
-    asked = evaluation(checkpoints=["ckpt-t"], shots=[0, 1, 2], bootstrap_draws=100)
+    asked = evaluation(checkpoints=["ckpt-t"], bootstrap_draws=100)
     result = evaluate(run.context(asked, job_id="job-e"))
     assert ("v3", 1) in {(row["system"], row["shots"]) for row in result["rows"]}
     assert result["checkpoints"] == {"v3": ["ckpt-t"]}
