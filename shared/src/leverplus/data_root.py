@@ -50,6 +50,10 @@ class DataRoot:
     def deployment(self, alias: str) -> Path:
         return self.path / "deployments" / f"{check_name(alias, what='alias')}.json"
 
+    def openings(self, dataset: str) -> Path:
+        """Which final evaluations opened a dataset's test split."""
+        return self.path / "openings" / f"{check_name(dataset, what='dataset')}.ndjson"
+
     @property
     def sqlite_url(self) -> str:
         # In an URL the one begins the query and the other an escape: unescaped, the file would lie outside the folder.
