@@ -4,11 +4,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml)
-EDITABLE := -e "shared[web,store,torch,encoders,cli,postgres]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
+EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up bench hostile clean
+.PHONY: demo test check format up smoke bench hostile clean
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -21,7 +21,9 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/basedpyright
 	@$(BIN)/lint-imports
-	@$(BIN)/docker-compose --file docker-compose.yml config --quiet
+	@if command -v promtool >/dev/null; then promtool test rules deploy/prometheus/alerts-test.yml >/dev/null; \
+	else echo "no promtool here: the alerts' tests were not run"; fi
+	@$(BIN)/docker-compose --file docker-compose.yml --profile monitoring config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.gpu.yml config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.openai.yml config --quiet
 
@@ -31,6 +33,9 @@ format: $(VENV)/.dev
 
 up: $(VENV)/.run
 	@$(BIN)/leverplus up
+
+smoke:
+	@scripts/compose-smoke
 
 bench: $(VENV)/.dev
 	@for script in metric scorer_cpu; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done

@@ -91,12 +91,12 @@ def scored(proposals: Iterable[Proposal], table: RewardTable, pools: Pools, at_m
     return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
 
 
-def trained(config: Mapping[str, Any], data: Sequence[RlData], material: Material, seed: int) -> Selector:
-    """The selector that the run recommends."""
+def trained(system: System, data: Sequence[RlData], material: Material, seed: int) -> Selector:
+    """The selector of the system's phase, or the one that the run recommends."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = train(
-            read_train_config({**config, "seed": seed}),
+            read_train_config({**system.config, "seed": seed}),
             data,
             material.embeddings,
             dataset=material.pools.dataset,
@@ -107,13 +107,14 @@ def trained(config: Mapping[str, Any], data: Sequence[RlData], material: Materia
             progress=lambda phase, step, total, extra: None,
             should_stop=lambda: False,
         )
-        return selector_from_checkpoint(folder / result.checkpoint_id)
+        kept = result.checkpoints[system.phase] if system.phase is not None else result.checkpoint_id
+        return selector_from_checkpoint(folder / kept)
 
 
 def chosen(selector: Selector, table: RewardTable, material: Material) -> dict[int, Floats]:
     """Accuracy of the greedy pointer for each query, at one and two shots."""
     queries = [ItemId(int(one)) for one in table.query_ids]
-    found: dict[int, list[Floats]] = {1: [], 2: []}
+    found: dict[int, list[npt.NDArray[np.int64]]] = {1: [], 2: []}
     for start in range(0, len(queries), 100):
         part = queries[start : start + 100]
         query = torch.from_numpy(material.embeddings.query[part])
@@ -148,10 +149,12 @@ def run(job: Run) -> dict[str, Any]:
         request = GenerateRequest(dataset="invented-words", **proposed, seed=job.seed if number else 0)
         proposals = propose(selector, material.embeddings, material.pools, query_ids, request)
         data.append(scored(proposals, table, material.pools, job.at_most, job.seed))
-        selector = trained(job.system.config, data, material, job.seed)
+        selector = trained(job.system, data, material, job.seed)
         judged = chosen(selector, material.tables[job.split], material)
         calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
-        rows.append({"round": number, "vlm_calls": calls, "accuracies": {shots: part.tolist() for shots, part in judged.items()}})
+        rows.append(
+            {"round": number, "vlm_calls": calls, "accuracies": {str(shots): part.tolist() for shots, part in judged.items()}}
+        )
     return {
         "table": job.table, "system": job.name, "seed": job.seed, "queries": job.queries, "at_most": job.at_most,
         "seconds": round(time.perf_counter() - began, 1), "rows": rows,
@@ -193,31 +196,35 @@ def main() -> None:
     jobs = [
         Run(table, name, system, seed, queries, at_most, arguments.split)
         for table in arguments.tables
-        for name, system, queries, at_most in TABLES[table]
         for seed in range(arguments.seeds)
+        for name, system, queries, at_most in TABLES[table]
         if not arguments.only or any(part in name for part in arguments.only)
     ]
     found: list[dict[str, Any]] = []
     bounds = references(material, arguments.split)
     low, high = bounds["random"].mean(), bounds["oracle"].mean()
-    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("fork"), max_tasks_per_child=None) as workers:
+
+    def record() -> None:
+        report = {
+            "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "runs_planned": len(jobs),
+            "references": {name: values.tolist() for name, values in bounds.items()},
+            "runs": sorted(found, key=lambda one: (one["table"], one["system"], one["queries"], one["seed"])),
+        }  # fmt: skip
+        write_json(arguments.out, report)
+
+    with ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("fork")) as workers:
         for done in as_completed([workers.submit(run, job) for job in jobs]):
             found.append(done.result())
             one = found[-1]
             for row in one["rows"]:
                 means = {shots: float(np.mean(values)) for shots, values in row["accuracies"].items()}
-                closed = (means[2] - low) / (high - low)
+                closed = (means["2"] - low) / (high - low)
                 what = f"{one['table']}: {one['system']}, seed {one['seed']}, {one['queries']} queries, round {row['round']}"
-                reached = f"1 shot {means[1]:.1%}, 2 shots {means[2]:.1%}, closed {closed:.1%}"
+                reached = f"1 shot {means['1']:.1%}, 2 shots {means['2']:.1%}, closed {closed:.1%}"
                 print(f"{what}, {row['vlm_calls']} calls: {reached} ({one['seconds']:.0f} s)", flush=True)
-    if arguments.out is not None:
-        report = {
-            "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "references": {name: values.tolist() for name, values in bounds.items()},
-            "runs": sorted(found, key=lambda one: (one["table"], one["system"], one["queries"], one["seed"])),
-        }  # fmt: skip
-        write_json(arguments.out, report)
+            if arguments.out is not None:
+                record()  # after each: a run that is stopped leaves what it has
 
 
 if __name__ == "__main__":

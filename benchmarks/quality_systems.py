@@ -24,8 +24,8 @@ REFERENCE_TRAINING: dict[str, Any] = {"rce_epochs": 10, "rce_lr": 1e-3}
 """Of the baselines: more than the reference's 5 epochs at 1e-4, which hardly move a selector (docs/log.md)."""
 
 OURS: dict[str, Any] = {
-    "num_layers": 0, "query_mlp": True, "state_update": "residual", "dropout": 0.3, "lr_schedule": "cosine", "batch_size": 128,
-    "answer_epochs": 60, "answer_lr": 1e-3, "rce_epochs": 10, "rce_lr": 1e-3, "temperature_start": 0.3, "temperature_end": 0.3,
+    "num_layers": 0, "query_mlp": True, "state_update": "residual", "dropout": 0.1, "lr_schedule": "cosine", "batch_size": 256,
+    "answer_epochs": 40, "answer_lr": 1e-3, "rce_epochs": 10, "rce_lr": 5e-4, "temperature_start": 0.3, "temperature_end": 0.3,
     "drop_flat_groups": True,
 }  # fmt: skip
 
@@ -37,6 +37,8 @@ class System:
     config: Mapping[str, Any]
     first: Mapping[str, Any] = field(default_factory=lambda: DEFAULT)
     rounds: tuple[Mapping[str, Any], ...] = ()
+    phase: str | None = None
+    """Whose checkpoint is judged; None: the one that the run recommends."""
 
 
 BASELINES: dict[str, System] = {
@@ -45,6 +47,11 @@ BASELINES: dict[str, System] = {
     "v2, best beam": System({"supervised_epochs": 10, "supervised_lr": 1e-3, "rce_epochs": 0}),
     "v3, RCE z-scored": System(REFERENCE_TRAINING),
     "v3, RCE raw": System({**REFERENCE_TRAINING, "rce_use_raw_reward": True}),
-    "v3, GRPO as the reference": System({**REFERENCE_TRAINING, "grpo_epochs": 5, "grpo_form": "reference"}),
+    "v3, GRPO as the reference": System({**REFERENCE_TRAINING, "grpo_epochs": 5, "grpo_form": "reference"}, phase="grpo"),
 }
-ANSWERS = System(OURS, FIRST, (AGAIN,))
+OURS_ALL: dict[str, System] = {
+    "v5, answers, RCE": System(OURS, FIRST, (AGAIN,), phase="rce"),
+    "v5, answers, RCE, safe GRPO": System({**OURS, "grpo_epochs": 3}, FIRST, (AGAIN,), phase="grpo"),
+    "v5, answers alone": System({**OURS, "rce_epochs": 0}, FIRST),
+    "v5, RCE": System({**OURS, "answer_epochs": 0}, FIRST, (AGAIN,), phase="rce"),
+}

@@ -36,8 +36,11 @@ class World:
         return PoolPolicy("all") if self.pool == self.candidates else PoolPolicy("random", k=self.pool)
 
 
-def build_world(folder: Path, *, candidates: int, queries: int, pool: int) -> World:
-    """Writes dataset, embeddings and checkpoint, and deploys it as production."""
+def build_world(folder: Path, *, candidates: int, queries: int, pool: int, clusters: int | None = None) -> World:
+    """Writes dataset, embeddings and checkpoint, and deploys it as production.
+
+    Vectors are drawn alike from the sphere, or around so many centres, with noise as long as those.
+    """
     world = World(DataRoot(folder), candidates, queries, pool)
     count = candidates + queries
     items = (
@@ -55,7 +58,11 @@ def build_world(folder: Path, *, candidates: int, queries: int, pool: int) -> Wo
     )
     write_dataset(world.root.dataset(NAME), DatasetInfo(NAME, "1", "CC0-1.0", "replicated"), items)
     dataset = Dataset.open(world.root.dataset(NAME))
-    vectors = np.random.default_rng(0).standard_normal((count, D_MODEL), dtype=np.float32)
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((count, D_MODEL), dtype=np.float32)
+    if clusters is not None:
+        centres = draw.standard_normal((clusters, D_MODEL), dtype=np.float32)
+        vectors += centres[draw.integers(clusters, size=count)]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     manifest = EmbeddingManifest(
         {"name": "random"}, dataset.info.sha256, (Block("joint", 0, D_MODEL),), D_MODEL, count, "same", "encoders"

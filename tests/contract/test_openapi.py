@@ -34,6 +34,8 @@ ROUTES = {
         ("post", "/train"),
         ("post", "/sweep"),
         ("post", "/evaluate"),
+        ("post", "/headroom"),
+        ("post", "/estimate"),
         ("get", "/jobs"),
         ("get", "/jobs/{job_id}"),
         ("get", "/jobs/{job_id}/events"),

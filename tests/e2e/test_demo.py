@@ -35,6 +35,7 @@ GENERATE: dict[str, Any] = {
     "num_samples_per_temp": 1, "num_random": 1, "num_retrieval": 1, "pool": POOL,
 }  # fmt: skip
 LIMIT_S = 240.0
+SYSTEMS = ("random", "best-fixed", "similar-image", "similar-text", "similar-joint", "v3")
 
 
 def eventually(condition: Callable[[], bool], limit_s: float) -> bool:
@@ -60,8 +61,11 @@ def trained(stack: Stack) -> dict[str, Any]:
         job_id = trainer.train([generated["rl_data_id"]], {"rce_epochs": 2})
         checkpoint = run(job_id)
         body = {"dataset": DATASET, "queries": 8, "checkpoints": [checkpoint["checkpoint_id"]], "bootstrap_draws": 200}
+        body |= {"shots": [0, 1, 2], "split": "test", "final": {"by": "a test"}}
         evaluated = run(trainer.evaluate(body))
-        promoted = trainer.promote(checkpoint["checkpoint_id"], alias="production", by="a test", reason="to be served")
+        promoted = trainer.promote(
+            checkpoint["checkpoint_id"], alias="production", by="a test", reason="to be served", override=True
+        )
     return {
         "embedded": embedded,
         "generated": generated,
@@ -130,7 +134,7 @@ def test_embedding_again_keeps_what_is_there(stack: Stack, trained: dict[str, An
 
 def test_evaluation_has_every_system_with_intervals(trained: dict[str, Any]) -> None:
     rows = {(row["system"], row["shots"]): row for row in trained["evaluated"]["rows"]}
-    assert set(rows) == {("zero-shot", 0)} | {(name, k) for name in ("random", "most-similar", "v3") for k in (1, 2)}
+    assert set(rows) == {("zero-shot", 0)} | {(name, k) for name in SYSTEMS for k in (1, 2)}
     for row in rows.values():
         assert row["n"] == 8
         assert 0 <= row["low"] <= row["mean"] <= row["high"] <= 1

@@ -431,6 +431,7 @@ def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:
             {**info, "checkpoint_id": "ckpt-2", "metrics": {}},
         ],
         "broken": [{"name": "ckpt-3", "reason": "not JSON"}],
+        "test_openings": {"toy": [{"by": "me", "at": "2026-01-02T03:04:05.678+00:00"}]},
         "deployments": [{"alias": "production", "checkpoint_id": "ckpt-1"}],
         "deleted": [{"name": "ckpt-2", "bytes": 3 * 2**20}],
         "kept": [{"name": "ckpt-1", "reason": "alias 'production' serves it"}],
@@ -449,6 +450,7 @@ def test_checkpoints_are_listed_deleted_and_pruned(tmp_path: Path) -> None:
     [first] = [line for line in listed.stdout.splitlines() if "ckpt-1" in line]
     assert all(part in first for part in ("2025-01-02T03:04:05", "0.6250", "production"))
     assert "ckpt-3 cannot be read: not JSON" in listed.stdout
+    assert "test split of toy: opened 1 times, last by me on 2026-01-02T03:04 UTC" in listed.stdout
     assert (deleted.stdout, would.stdout) == ("deleted ckpt-2, 3.0 MiB\n", "would delete ckpt-2, 3.0 MiB\n")
     assert run.stdout == "deleted the run of job-1, 3.0 MiB\n"
     assert "alias 'production' serves it" in pruned.stdout

@@ -88,11 +88,11 @@ def test_every_size_stays_within_its_bounds() -> None:
         assert not any(cut.generate[name] for name in ("num_beams", "num_samples_per_temp", "num_random", "num_retrieval"))
         assert not cut.generate["zero_shot"]
         generated = cut.train_queries * each
-        # zero-shot once; random three times, most-similar and v3 once for each number of shots
-        evaluated = cut.test_queries * (1 + 5 * (len(cut.evaluate_shots) - 1))
+        # zero-shot once; random five times, best-fixed, three kinds of similar and v3 once for each number of shots
+        evaluated = cut.val_queries * (1 + 10 * (len(cut.evaluate_shots) - 1))
         assert sum(SIZES[cut.items].values()) <= 1500
         assert cut.train_queries <= SIZES[cut.items]["train"]
-        assert cut.test_queries <= SIZES[cut.items]["test"]
+        assert cut.val_queries <= SIZES[cut.items]["val"]
         # Most pools hold fewer answers than are asked for: a run of the standard size scores 2,100 candidates of 6,000.
         assert 0.5 * generated + evaluated <= 8000
 

@@ -31,20 +31,29 @@ from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.settings import ScorerSettings
 
 COLOURS = ["red", "green", "blue", "white"]
-TRAIN_ITEMS, TEST_ITEMS, WIDTH = 12, 4, 8
+TRAIN_ITEMS, VAL_ITEMS, WIDTH = 12, 4, 8
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> DataRoot:
-    """Dataset `toy`: items 0 to 11 train, 12 to 15 test; the colour of item i is COLOURS[i % 4]; embedded."""
-    root = DataRoot(tmp_path / "data")
+    """Dataset `toy`: items 0 to 11 train, 12 to 15 val; the colour of item i is COLOURS[i % 4]; embedded."""
+    return make_toy(DataRoot(tmp_path / "data"), VAL_ITEMS)
+
+
+@pytest.fixture
+def data_with_test(tmp_path: Path) -> DataRoot:
+    """The same with four more items, 16 to 19, as split test."""
+    return make_toy(DataRoot(tmp_path / "with_test"), VAL_ITEMS, 4)
+
+
+def make_toy(root: DataRoot, val: int, test: int = 0) -> DataRoot:
     folder = root.dataset("toy")
     (folder / "images").mkdir(parents=True)
     items: list[Item] = []
-    for number in range(TRAIN_ITEMS + TEST_ITEMS):
+    for number in range(TRAIN_ITEMS + val + test):
         colour = COLOURS[number % 4]
         Image.new("RGB", (8, 8), colour).save(folder / "images" / f"{number}.png")
-        split = "train" if number < TRAIN_ITEMS else "test"
+        split = "train" if number < TRAIN_ITEMS else "val" if number < TRAIN_ITEMS + val else "test"
         image = f"images/{number}.png"
         items.append(Item(ItemId(number), split, image, f"i{number}", f"q{number}", "colour?", colour, (colour,) * 10))
     write_dataset(folder, DatasetInfo("toy", "1", "CC0", "human"), items)

@@ -238,6 +238,6 @@ def test_sampled_queries_are_distinct_ids_of_the_split(data: DataRoot) -> None:
 
 def test_more_queries_than_the_split_has_are_refused(data: DataRoot) -> None:
     dataset = Dataset.open(data.dataset("toy"))
-    assert sample_queries(dataset, "test", None, 0) == [12, 13, 14, 15]
-    with pytest.raises(InvalidConfig, match="queries: 5, but split 'test' has 4"):
-        sample_queries(dataset, "test", 5, 0)
+    assert sample_queries(dataset, "val", None, 0) == [12, 13, 14, 15]
+    with pytest.raises(InvalidConfig, match="queries: 5, but split 'val' has 4"):
+        sample_queries(dataset, "val", 5, 0)

@@ -86,7 +86,7 @@ def test_a_checkpoint_goes_whole(api: TestClient, data: DataRoot) -> None:
 def test_what_an_alias_serves_or_would_roll_back_to_stays(api: TestClient, data: DataRoot) -> None:
     for name in ("ckpt-a", "ckpt-b", "ckpt-c"):
         make(data, name)
-        api.post(f"/checkpoints/{name}/promote", json={"alias": "staging", "by": "me", "reason": "r"})
+        api.post(f"/checkpoints/{name}/promote", json={"alias": "staging", "by": "me", "reason": "r", "override": True})
     serving, before = api.delete("/checkpoints/ckpt-c"), api.delete("/checkpoints/ckpt-b", params={"dry_run": True})
     assert (serving.status_code, before.status_code) == (409, 409)
     assert "alias 'staging' serves it; promote another first" in serving.json()["detail"]

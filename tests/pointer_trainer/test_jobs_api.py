@@ -24,7 +24,7 @@ from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.embeddings.reference import read_pair
-from leverplus.errors import InvalidRlData
+from leverplus.errors import Conflict, InvalidRlData
 from leverplus.files import remove_folder
 from leverplus.store import JobStore
 from leverplus.store.schema import jobs as job_rows
@@ -113,9 +113,14 @@ def test_a_repeated_key_gives_the_same_job_and_another_body_a_conflict(api: Test
         ("/train", {"rl_data": ["rl-9"], "config": {}}, 404, "rl-9"),
         ("/train", {"rl_data": ["rl-9"], "config": {"epochs": 5}}, 422, "epochs"),
         ("/evaluate", {"dataset": "toy", "checkpoints": ["ckpt-9"]}, 404, "ckpt-9"),
-        ("/evaluate", {"dataset": "toy", "shots": [0]}, 422, "baseline"),
+        ("/evaluate", {"dataset": "toy", "baselines": []}, 422, "nothing to evaluate"),
+        ("/evaluate", {"dataset": "toy", "split": "test"}, 422, "opened by the final evaluation only"),
+        ("/evaluate", {"dataset": "toy", "final": {"by": "me"}}, 422, "opens a test split"),
+        ("/rl-data/generate", {"dataset": "toy", "split": "test"}, 422, "opened by the final evaluation only"),
+        ("/headroom", {"rl_data": "rl-9"}, 404, "rl-9"),
+        ("/estimate", {"rl_data": "rl-9", "checkpoint": "ckpt-9"}, 404, "rl-9"),
         ("/evaluate", {"dataset": "toy"}, 422, "pool.k: 64, but query 12 has 12 candidates in split 'train'"),
-        ("/evaluate", {"dataset": "toy", "pool": {"k": 1}}, 422, "pool.k 1 is smaller than the largest number of shots, 2"),
+        ("/evaluate", {"dataset": "toy", "pool": {"k": 1}}, 422, "pool.k 1 is smaller than the largest number of shots, 4"),
         ("/evaluate", {"dataset": "toy", "pool": {"k": 13}}, 422, "pool.k: 13, but query 12 has 12"),
         ("/rl-data/generate", {"dataset": "toy", "pool": {"k": 12}}, 422, "pool.k: 12, but query 0 has 11"),
         ("/rl-data/generate", {"dataset": "toy", "shots": [4], "pool": {"k": 3}}, 422, "pool.k 3 is smaller"),
@@ -152,13 +157,13 @@ def test_a_split_without_vectors_is_refused_before_there_is_a_job(api: TestClien
         torch.save(torch.ones(12, 8), folder / f"{name}_embeddings.pt")
     read_pair(folder, dataset).save(data.embeddings("toy"), overwrite=True)
     for path, body in (
-        ("/evaluate", {"dataset": "toy", "split": "test"}),
-        ("/rl-data/generate", {"dataset": "toy", "split": "test"}),
-        ("/rl-data/generate", {"dataset": "toy", "pool": {"candidate_split": "test"}}),
+        ("/evaluate", {"dataset": "toy", "split": "val"}),
+        ("/rl-data/generate", {"dataset": "toy", "split": "val"}),
+        ("/rl-data/generate", {"dataset": "toy", "pool": {"candidate_split": "val"}}),
     ):
         answer = api.post(path, json=body)
         assert answer.status_code == 422, answer.text
-        assert "no item of split 'test' has a vector" in answer.json()["detail"]
+        assert "no item of split 'val' has a vector" in answer.json()["detail"]
         assert "leverplus import embeddings" in answer.json()["detail"]
     assert api.get("/jobs").json() == {"jobs": []}
     assert api.post("/evaluate", json={"dataset": "toy", "split": "train", "pool": {"k": 6}}).status_code == 202
@@ -360,12 +365,17 @@ def test_an_upload_is_bounded_and_not_empty(settings: TrainerSettings, data: Dat
 
 
 def test_lists_are_empty_at_first_and_deployments_need_a_checkpoint(api: TestClient) -> None:
-    assert api.get("/checkpoints").json() == {"checkpoints": [], "broken": []}
+    assert api.get("/checkpoints").json() == {"checkpoints": [], "broken": [], "test_openings": {}}
     assert api.get("/deployments").json() == {"deployments": []}
     assert [row["name"] for row in api.get("/datasets").json()["datasets"]] == ["toy"]
-    body = {"by": "me", "reason": "first"}
-    assert api.post("/checkpoints/ckpt-9/promote", json=body).status_code == 404
-    assert api.post("/checkpoints/ckpt-9/promote", json={"by": "me"}).status_code == 422
+    assert api.post("/checkpoints/ckpt-9/promote", json={"by": "me"}).status_code == 404
+    for body, words in (
+        ({"reason": "first"}, "by"),
+        ({"by": "me", "override": True}, "needs a reason"),
+        ({"by": "me", "override": True, "reason": "so", "evaluation": "job-1"}, "leave out one of the two"),
+    ):
+        answer = api.post("/checkpoints/ckpt-9/promote", json=body)
+        assert (answer.status_code, words in answer.json()["detail"]) == (422, True)
     assert api.post("/deployments/production/rollback", json={"by": "me"}).status_code == 404
 
 
@@ -396,9 +406,16 @@ def test_a_real_worker_does_what_the_api_accepts(api: TestClient, scorer: Any, d
         evaluated = client.wait(
             client.evaluate({"dataset": "toy", "checkpoints": checkpoints[:1], "bootstrap_draws": 100}), limit_s=60
         )
-        assert {row["system"] for row in evaluated["rows"]} == {"zero-shot", "random", "most-similar", "v3"}
-        client.promote(checkpoints[0], alias="production", by="me", reason="first")
-        second = client.promote(checkpoints[1], alias="production", by="me", reason="second")
+        systems = {"zero-shot", "random", "best-fixed", "similar-image", "similar-text", "similar-joint", "v3"}
+        assert {row["system"] for row in evaluated["rows"]} == systems
+        headroom = client.wait(client.headroom({"rl_data": generated["rl_data_id"], "bootstrap_draws": 100}), limit_s=60)
+        # Where all fixed pointers show a query's own image, it is left out.
+        assert headroom["queries"] + headroom["queries_left_out"] == 8
+        with pytest.raises(Conflict, match="is not shown to be better on the 4 queries"):
+            client.promote(checkpoints[0], alias="production", by="me")
+        first = client.promote(checkpoints[0], alias="production", by="me", reason="first", override=True)
+        assert (first["gate"], first["reason"], first["by"]) == (None, "first", "me")
+        second = client.promote(checkpoints[1], alias="production", by="me", reason="second", override=True)
         assert second["predecessor"]["checkpoint_id"] == checkpoints[0]
         assert client.rollback("production", by="me")["checkpoint_id"] == checkpoints[0]
         assert [row["checkpoint_id"] for row in api.get("/checkpoints").json()["checkpoints"]] == checkpoints

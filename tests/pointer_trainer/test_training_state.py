@@ -16,8 +16,9 @@ from trainer_processes import RL_DATA, write_training_data
 from leverplus.checkpoints import load_checkpoint, save_checkpoint
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled, Conflict, TrainingDiverged
+from leverplus.files import unfenced
 from leverplus.store import LeaseLost
-from pointer_trainer.context import JobContext, unfenced
+from pointer_trainer.context import JobContext
 from pointer_trainer.jobs.train import train_selector
 from pointer_trainer.training_state import StateFolder, TrainingState
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from leverplus.deployments import promote, rollback
 from leverplus.files import file_sha256
 from leverplus.pools import PoolPolicy
+from selector_api.library import Library
 
 POLICY = PoolPolicy("random", k=8, seed=3)
 LIMIT_S = 30.0
@@ -109,8 +110,55 @@ def test_the_last_good_one_stays_while_its_successor_cannot_be_served(
         assert client.get("/select?query_id=45&checkpoint=ckpt-b").status_code in (404, 409, 422)
         shutil.rmtree(toy.root.checkpoint("ckpt-b"), ignore_errors=True)
         kept.rename(toy.root.checkpoint("ckpt-b"))
-        # A probe tries again; requests do not.
+        # A probe tries again at once, requests after a while.
         assert overview(client)["production"]["fault"] is None
+        assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-b"
+
+
+def test_requests_alone_bring_back_what_was_repaired(
+    toy: Any, running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("selector_api.library.monotonic", lambda: now[0])
+    loads: list[str] = []
+    load = Library._load  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(Library, "_load", lambda self, name: (loads.append(name), load(self, name))[1])
+    with running(toy.root) as client:
+        folder = toy.root.checkpoint("ckpt-b")
+        folder.rename(toy.root.path / "kept")
+        shutil.copytree(toy.root.path / "kept", folder)
+        promote(toy.root, "production", "ckpt-b", by="test", reason="better")
+        _truncate(folder)
+        loads.clear()
+        for _ in range(20):
+            assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-a"
+        # Twenty requests, one try.
+        assert loads == ["ckpt-b"]
+        shutil.rmtree(folder)
+        (toy.root.path / "kept").rename(folder)
+        assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-a"
+        now[0] += 5.1
+        # The first that comes later sets it right, whether its answer was known or not.
+        assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-b"
+        assert loads == ["ckpt-b", "ckpt-b"]
+
+
+def test_what_serves_nothing_is_not_loaded_for_every_request(
+    toy: Any, running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("selector_api.library.monotonic", lambda: now[0])
+    _truncate(toy.root.checkpoint("ckpt-a"))
+    loads: list[str] = []
+    load = Library._load  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(Library, "_load", lambda self, name: (loads.append(name), load(self, name))[1])
+    with running(toy.root) as client:
+        for _ in range(20):
+            response = client.get("/select?query_id=45")
+            assert response.status_code == 422
+            assert "model.safetensors: sha256 is" in response.json()["detail"]
+        assert len(loads) == 1
+        promote(toy.root, "production", "ckpt-b", by="test", reason="whole")
         assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-b"
 
 

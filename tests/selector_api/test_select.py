@@ -165,7 +165,7 @@ def test_only_query_id_is_required(shared_world: World, client: TestClient) -> N
     response = client.get("/select?query_id=45")
     assert response.status_code == 200
     answer = response.json()
-    assert set(answer) == {"query_id", "pointer", "icds", "logprob", "policy", "checkpoint", "pool", "fingerprint"}
+    assert set(answer) == {"query_id", "pointer", "icds", "logprob", "policy", "checkpoint", "pool", "prefilter", "fingerprint"}
     pool = shared_world.pools().pool(45)
     assert answer["query_id"] == 45
     assert answer["checkpoint"] == "ckpt-a"

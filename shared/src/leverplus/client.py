@@ -41,6 +41,7 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
         errors.InvalidPointer,
         errors.InvalidEmbeddings,
         errors.InvalidCheckpoint,
+        errors.InvalidIndex,
         errors.InvalidConfig,
         errors.IdOutsidePool,
         errors.NotAuthenticated,
@@ -303,6 +304,12 @@ class TrainerClient(ServiceClient):
     def evaluate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
         return self._submit("/evaluate", body, idempotency_key)
 
+    def headroom(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/headroom", body, idempotency_key)
+
+    def estimate(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> str:
+        return self._submit("/estimate", body, idempotency_key)
+
     def upload_rl_data(self, path: Path, dataset: str, *, info_score: str | None = None) -> dict[str, Any]:
         """`info_score`: of a legacy InfoScore file, which scores are better, `higher` or `lower`."""
         with path.open("rb") as stream:
@@ -362,8 +369,18 @@ class TrainerClient(ServiceClient):
         path = f"/jobs/{check_name(job_id, what='job')}/run"
         return self.request("DELETE", path, params={"dry_run": dry_run}).json()
 
-    def promote(self, checkpoint_id: str, *, alias: str, by: str, reason: str) -> dict[str, Any]:
-        body = {"alias": alias, "by": by, "reason": reason}
+    def promote(
+        self,
+        checkpoint_id: str,
+        *,
+        alias: str,
+        by: str,
+        reason: str = "",
+        evaluation: str | None = None,
+        override: bool = False,
+    ) -> dict[str, Any]:
+        """By the gate: Conflict, its context's `gate` holding what was found, where it refuses. `override` does not ask it."""
+        body = {"alias": alias, "by": by, "reason": reason, "evaluation": evaluation, "override": override}
         return self.request("POST", f"/checkpoints/{check_name(checkpoint_id, what='checkpoint')}/promote", json=body).json()
 
     def rollback(self, alias: str, *, by: str) -> dict[str, Any]:

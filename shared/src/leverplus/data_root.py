@@ -43,8 +43,16 @@ class DataRoot:
     def checkpoint(self, checkpoint_id: str) -> Path:
         return self.path / "checkpoints" / check_name(checkpoint_id, what="checkpoint")
 
+    def prefilter(self, checkpoint_id: str, name: str) -> Path:
+        """In the checkpoint's folder: it is of that checkpoint alone, and goes with it."""
+        return self.checkpoint(checkpoint_id) / f"index-{check_name(name, what='prefilter')}"
+
     def deployment(self, alias: str) -> Path:
         return self.path / "deployments" / f"{check_name(alias, what='alias')}.json"
+
+    def openings(self, dataset: str) -> Path:
+        """Which final evaluations opened a dataset's test split."""
+        return self.path / "openings" / f"{check_name(dataset, what='dataset')}.ndjson"
 
     @property
     def sqlite_url(self) -> str:

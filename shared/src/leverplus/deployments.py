@@ -27,7 +27,7 @@ _HISTORY = "history.ndjson"
 
 @dataclass(frozen=True)
 class Deployment:
-    """A promoted checkpoint. `promoted_at`: ISO 8601, UTC. `gate`: the gate's result, None where it was overridden or not run.
+    """A promoted checkpoint. `promoted_at`: ISO 8601, UTC. `gate`: the gate's result; None where it was overridden, for `reason`.
     `health`: what `leverplus.selector_health` found of it then, None where nobody looked.
 
     `predecessor`: the fields of the deployment before this one, without its own predecessor; None for the first.
@@ -72,8 +72,9 @@ def promote(
 ) -> Deployment:
     """Makes `alias` serve the checkpoint and returns what was written.
 
-    NotFound for a checkpoint that is not there; InvalidConfig without a gate's result and without a reason. Promoting what
-    is already served records the new reason and keeps the predecessor, so that a roll-back still leads somewhere else.
+    NotFound for a checkpoint that is not there; InvalidConfig without a gate's result and without a reason; Conflict where the
+    gate compared with another checkpoint than `alias` serves by now. Promoting what is already served records the new reason
+    and keeps the predecessor, so that a roll-back still leads somewhere else.
     """
     if gate is None and not reason.strip():
         raise InvalidConfig(field="reason", reason="empty; a promotion without a gate's result needs the reason for it")
@@ -81,6 +82,7 @@ def promote(
     with deletions_locked_out(root):
         _require_checkpoint(root, checkpoint_id)
         current = _read(path, alias) if path.is_file() else None
+        _require_incumbent(gate, checkpoint_id, current)
         predecessor = None
         if current is not None:
             predecessor = current.predecessor if current.checkpoint_id == checkpoint_id else _without_predecessor(current)
@@ -90,6 +92,16 @@ def promote(
         _remember(root, deployment)
         write_json(path, deployment.to_json())
     return deployment
+
+
+def _require_incumbent(gate: Mapping[str, Any] | None, checkpoint_id: str, current: Deployment | None) -> None:
+    if gate is None or "incumbent" not in gate:
+        return
+    served = None if current is None or current.checkpoint_id == checkpoint_id else current.checkpoint_id
+    if served != gate["incumbent"]:
+        raise Conflict(
+            f"the gate compared {checkpoint_id} with {gate['incumbent']}, but {served} is served by now: promote once more"
+        )
 
 
 def rollback(root: DataRoot, alias: str, by: str) -> Deployment:

@@ -84,6 +84,11 @@ class InvalidCheckpoint(InvalidInput):
     template = "{path}: {reason}"
 
 
+class InvalidIndex(InvalidInput):
+    title = "Invalid index"
+    template = "{path}: {reason}"
+
+
 class InvalidConfig(InvalidInput):
     title = "Invalid configuration"
     template = "{field}: {reason}"

@@ -20,6 +20,10 @@ _TRASH = ".trash"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
+def unfenced() -> None:
+    """The fence of a run that no other can take over: one outside of the job store."""
+
+
 @contextmanager
 def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO]:
     """A binary file that appears under `path` only when the block and `fence` end without an error."""

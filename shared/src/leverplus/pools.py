@@ -176,6 +176,14 @@ class Pools:
         seed = derive_seed(self.policy.seed, image, question)
         return self._draw(partial(self._left_out, None, code), vector, seed, query="the query")
 
+    def never_in_pool_of(self, query_id: int | None, ids: Ids, image_id: str | None = None) -> npt.NDArray[np.bool_]:
+        """Which item `ids` [m] the policy leaves out of every pool of a query: an item, or what shows the image `image_id`."""
+        image = None
+        if "same_image" in self.policy.exclude:
+            image = int(self._image_codes[query_id]) if query_id is not None else self._codes.get(image_id or "")
+        found = np.zeros(len(ids), dtype=np.bool_) if query_id is None else ids == query_id
+        return found if image is None else found | (self._image_codes[ids] == image)
+
     def _left_out(self, query_id: int | None, image: int | None, rows: Ids) -> npt.NDArray[np.bool_]:
         """Which of the candidates at `rows` [m] are the query itself or show its image, by the image's code."""
         found = np.zeros(len(rows), dtype=np.bool_) if query_id is None else self.candidates[rows] == query_id

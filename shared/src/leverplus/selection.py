@@ -22,6 +22,7 @@ class Choosing(TypedDict, total=False):
     policy: PolicyName
     beam: int
     exclude: list[int]
+    prefilter: str
     dataset: str
     checkpoint: str
     alias: str
@@ -57,6 +58,21 @@ class PoolDescription(TypedDict):
     ]
 
 
+class UsedPrefilter(TypedDict):
+    """The index that handed on the `pool`; what was measured when it was made, over `queries` of `split` with `shots` each."""
+
+    name: str
+    handed_on: Annotated[int, Field(description="Candidates that it hands on, where its lists hold so many")]
+    recall: Annotated[float, Field(description="Share of the exact pointers whose items were all handed on")]
+    agreement: Annotated[float, Field(description="Share of queries for which the exact pointer was chosen")]
+    accuracy: Annotated[
+        dict[str, Any] | None, Field(description="VQA accuracy of both choices and their difference; null if it was not scored")
+    ]
+    queries: int
+    split: str
+    shots: int
+
+
 class Selection(TypedDict):
     """Demonstrations in prompt order: the last one stands next to the query. `query_id` is null for an unseen one."""
 
@@ -67,6 +83,7 @@ class Selection(TypedDict):
     policy: str
     checkpoint: str
     pool: PoolDescription
+    prefilter: Annotated[UsedPrefilter | None, Field(description="Null where every candidate of the pool was ranked")]
     fingerprint: Annotated[dict[str, str], Field(description="sha256 of the dataset and pool contracts that were served")]
 
 

@@ -95,7 +95,7 @@ def measure_health(
     `check` is called before every query, and may raise. InvalidConfig where a query's pool cannot be drawn or no query has a
     vector to be swapped with.
     """
-    split, query_ids = _sample(pools, embeddings)
+    split, query_ids = sample_queries(pools, embeddings, QUERIES, "selector health")
     first = len(pools.pool(query_ids[0]))
     query_ids = query_ids[: max(_FEWEST_QUERIES, _CANDIDATES_READ // first)]
     own: list[tuple[int, ...]] = []
@@ -147,13 +147,17 @@ def _measured(root: DataRoot, tensors: Tensors, info: CheckpointInfo) -> Selecto
     return measure_health(choose, pools, embeddings, shots=shots)
 
 
-def _sample(pools: Pools, embeddings: Embeddings) -> tuple[str, list[ItemId]]:
+def sample_queries(pools: Pools, embeddings: Embeddings, count: int, purpose: str) -> tuple[str, list[ItemId]]:
+    """At most `count` queries of val (else test, else the pools' own split), drawn for this purpose; and which split it is.
+
+    InvalidConfig where it has fewer than two.
+    """
     dataset = pools.dataset
     covered = embeddings.manifest.splits or dataset.splits
     split = next((name for name in ("val", "test") if name in dataset.splits and name in covered), pools.policy.candidate_split)
     ids = np.asarray(dataset.split_ids(split), dtype=np.int64)
     if len(ids) < 2:
-        raise InvalidConfig(field="split", reason=f"{split!r} has {len(ids)} queries, and swapping takes two")
+        raise InvalidConfig(field="split", reason=f"{split!r} has {len(ids)} queries, and two are needed")
     embeddings.require(ids[:1])
-    drawn = random_first(ids, min(QUERIES, len(ids)), derive_seed("selector health", split))
+    drawn = random_first(ids, min(count, len(ids)), derive_seed(purpose, split))
     return split, [ItemId(int(item_id)) for item_id in drawn]

@@ -23,8 +23,8 @@ from pointer_trainer.example_table import EmbeddingRows
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
 
-POOL = 64
-"""Items of a batch's pool, or all candidates where there are fewer."""
+POOL = 256
+"""Items of a batch's pool, or all candidates where there are fewer: more of them, more that a query has to be told from."""
 _WORDS = 8
 """Of a longer answer the first ones, by the alphabet, count."""
 _NONE = -1

@@ -14,6 +14,7 @@ from leverplus.errors import Unavailable
 from leverplus.store import JobStore, open_store
 from leverplus.web import create_service
 from pointer_trainer.broker import Broker
+from pointer_trainer.metrics import TrainerGauges
 from pointer_trainer.reconciler import reconcile_forever
 from pointer_trainer.routes import checkpoints, data, jobs
 from pointer_trainer.settings import TrainerSettings
@@ -61,6 +62,7 @@ def create_app(settings: TrainerSettings) -> FastAPI:
             engine.dispose()
 
     app = create_service("pointer_trainer", ready=ready, access=settings, lifespan=lifespan, body_limit_exempt=("POST /rl-data",))
+    app.state.registry.register(TrainerGauges(engine, state.broker, settings.data_root))
     app.state.trainer = state
     for router in (jobs.router, data.router, checkpoints.router):
         app.include_router(router)

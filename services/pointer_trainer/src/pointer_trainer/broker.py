@@ -16,6 +16,7 @@ from redis.retry import Retry
 
 from leverplus.errors import InvalidConfig, Unavailable
 from pointer_trainer.celery_app import QUEUE, RUN_JOB, create_celery
+from pointer_trainer.pulse import count_workers
 
 
 class Broker:
@@ -57,6 +58,13 @@ class Broker:
         except RedisError as exc:
             raise self._away(exc) from exc
         return frozenset(found for message in raw if (found := _job_id(message)) is not None)
+
+    def workers(self) -> int:
+        """How many workers it heard of lately."""
+        try:
+            return count_workers(self._redis)
+        except RedisError as exc:
+            raise self._away(exc) from exc
 
     def close(self) -> None:
         self._redis.close()

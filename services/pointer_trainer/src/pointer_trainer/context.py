@@ -12,12 +12,8 @@ from pydantic import SecretStr
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled
-from leverplus.files import Fence
+from leverplus.files import Fence, unfenced
 from leverplus.store import Job
-
-
-def unfenced() -> None:
-    """The fence of a run that no other can take over: one outside of the job store."""
 
 
 class Children(Protocol):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from leverplus.selector import Selector
-from leverplus.selector.decoding import step_logits
+from leverplus.selector.decoding import NEVER
 from pointer_trainer import losses
 from pointer_trainer.answer_table import AnswerBatch
 from pointer_trainer.batches import Groups, RlBatch
@@ -79,14 +79,15 @@ class Objective:
 
     def _answers(self, model: Selector, batch: AnswerBatch) -> LossOutputs:
         """The sum over steps; a step goes on from a demonstration drawn by the target of the one before."""
-        pool = model.input_proj(batch.pool_emb).expand(len(batch.query_emb), -1, -1)
-        encoded = model.read(model.input_proj(batch.query_emb), pool, batch.open)
+        encoded = model.read(model.input_proj(batch.query_emb), model.input_proj(batch.pool_emb).unsqueeze(0), batch.open)
         state, taken = encoded.state, torch.zeros_like(batch.open)
         total = encoded.candidates.new_zeros(())
         told = 0.0
         for step in range(self.answer_shots):
             targets = losses.telling_targets(batch.asked, batch.told, taken)
-            logits = step_logits(encoded, state.direction, taken.unsqueeze(1))[:, 0]
+            # What is made of the pool is made once, and seen by every query.
+            logits = state.direction[:, 0] @ encoded.candidates[0].T / encoded.temperature
+            logits = logits.masked_fill(taken | ~batch.open, NEVER)
             total = total + losses.telling_loss(logits, targets)
             if step == 0:
                 told = float((targets.sum(1) > 0).sum())
@@ -94,7 +95,7 @@ class Objective:
             anything = (batch.open & ~taken).float() + torch.finfo(torch.float32).tiny
             drawn = torch.multinomial(torch.where(targets.sum(1, keepdim=True) > 0, targets, anything), 1)
             taken = taken.scatter(1, drawn, True)
-            state = model.advance(state, encoded.chosen(drawn))
+            state = model.advance(state, encoded.inputs[0, drawn])
         queries = float(len(batch.query_emb))
         return LossOutputs(total, {"groups": queries, "dropped_groups": queries - told})
 

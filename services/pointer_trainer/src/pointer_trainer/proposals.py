@@ -20,7 +20,6 @@ from leverplus.pools import Pools
 from leverplus.random_order import derive_seed
 from leverplus.rl_data import Candidate
 from leverplus.selector import Selector, SelectorConfig, new_selector
-from leverplus.selector.config import CHOSEN_LOGIT
 from pointer_trainer.candidates import (
     Positions,
     answer_pointers,
@@ -36,6 +35,7 @@ from pointer_trainer.candidates import (
     uniform_logprob,
 )
 from pointer_trainer.requests import GenerateRequest
+from pointer_trainer.tempered import tempered_logprobs
 
 _NUMBERS_AT_ONCE = 16_000_000
 """Largest number of candidate embeddings' values in one batch of the selector."""
@@ -264,11 +264,4 @@ def _tempered_logprobs(
         return np.empty((len(drawn), 0, len(temps)))
     pointers = torch.tensor([[draw.positions for draw in row] for row in drawn])
     encoded = selector.encode(batch.query, batch.candidates, batch.pool_mask)
-    logits = selector.forced_logits(encoded, pointers)
-    # Sampling leaves chosen candidates out; at a high temperature -100 would not.
-    logits = logits.masked_fill(logits <= CHOSEN_LOGIT, float("-inf")).double()
-    columns = [
-        torch.log_softmax(logits / temperature, dim=-1).gather(3, pointers.unsqueeze(3)).squeeze(3).sum(dim=2)
-        for temperature in temps
-    ]
-    return torch.stack(columns, dim=2).numpy()
+    return tempered_logprobs(selector, encoded, pointers, temps).numpy()

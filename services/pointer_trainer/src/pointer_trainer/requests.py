@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from leverplus.ids import MAX_SHOTS
 from leverplus.metric import PostprocessingName
 from leverplus.pools import PoolPolicy
+from pointer_trainer.openings import is_test
 from pointer_trainer.settings import LONGEST_DAYS
 
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -102,6 +103,11 @@ class GenerateRequest(_Request):
     def _distinct_and_not_empty(self) -> GenerateRequest:
         if len(set(self.shots)) != len(self.shots):
             raise ValueError(f"shots {self.shots} names a number twice")
+        if is_test(self.split):
+            raise ValueError(
+                f"split {self.split!r} is opened by the final evaluation only (`leverplus evaluate DATASET --final`): candidates "
+                "are for train or val"
+            )
         if len(set(self.temps)) != len(self.temps):
             raise ValueError(f"temps {self.temps} names a temperature twice")
         models = (self.num_beams, len(self.temps) * self.num_samples_per_temp)
@@ -154,23 +160,47 @@ class SweepConfig(SweepRequest):
     """Number of a combination that is not trained -> the reason."""
 
 
+BaselineName = Literal["zero-shot", "random", "best-fixed", "similar-image", "similar-text", "similar-joint"]
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
+"""What every selector has to beat: no demonstrations, random ones, those that did best whatever the query, the nearest."""
+
+Draws = Annotated[int, Field(ge=1, le=100, description="random pointers a query, whose accuracies are averaged")]
+BootstrapDraws = Annotated[int, Field(ge=100, le=100_000)]
+
+
+class FinalRun(_Request):
+    """Opens the test split; that it was, by whom and for which checkpoints is recorded and told in every later report."""
+
+    by: Annotated[str, Field(min_length=1, max_length=200, description="who opens it")]
+
+
 class EvaluateRequest(_Request):
-    """Systems on the same queries: zero-shot, random, most-similar, and the selector of each checkpoint (v0, v1, v2 or v3)."""
+    """Systems on the same queries: the baselines, and the selector of each checkpoint (v0, v1, v2 or v3).
+
+    Checkpoints that differ in nothing but their training seed are one system, whose seeds are drawn with the images.
+    """
 
     dataset: Name
-    split: str = "test"
+    split: Annotated[str, Field(description="tune on val; test is opened by a final run only")] = "val"
+    final: Annotated[FinalRun | None, Field(description="needed for a test split, refused for another")] = None
     queries: Annotated[int | None, Field(ge=1, description="so many, drawn with the seed; null: all of the split")] = None
+    sizes: Annotated[
+        list[Annotated[int, Field(ge=2)]],
+        Field(max_length=16, description="numbers of queries to report beside all of them, each a part of the next"),
+    ] = [100, 200, 400, 800]
     checkpoints: Annotated[list[Name], Field(max_length=32)] = []
-    shots: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS + 1)] = [0, 1, 2]
-    draws: Annotated[int, Field(ge=1, le=100, description="random pointers a query, whose accuracies are averaged")] = 3
+    shots: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SHOTS)]], Field(min_length=1, max_length=MAX_SHOTS + 1)] = [
+        *range(MAX_SHOTS + 1)
+    ]
+    draws: Draws = 5
     beam: Annotated[int, Field(ge=1, le=64)] = 1
     pool: Annotated[PoolSettings | None, Field(description="null: the checkpoints' own, or the default without any")] = None
     flavour: Literal["official", "lever_plus"] = "official"
     postprocessing: PostprocessingName = "short-answer"
-    bootstrap_draws: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    bootstrap_draws: BootstrapDraws = 10_000
     baselines: Annotated[
-        list[Literal["zero-shot", "random", "most-similar"]], Field(description="the others are compared with each of them")
-    ] = ["random", "most-similar"]
+        list[BaselineName], Field(description="evaluated beside the checkpoints, which are compared with each of them")
+    ] = [*BASELINES]
     seed: Seed = 0
 
     @model_validator(mode="after")
@@ -180,17 +210,59 @@ class EvaluateRequest(_Request):
                 raise ValueError(f"{name} {values} names one twice")
         if self.pool is not None and self.pool.sampler != "all" and self.pool.k < max(self.shots):
             raise ValueError(f"pool.k {self.pool.k} is smaller than the largest number of shots, {max(self.shots)}")
-        if "zero-shot" in self.baselines and 0 not in self.shots:
-            raise ValueError(f"baseline 'zero-shot' needs 0 among shots {self.shots}")
-        if self.shots == [0] and (others := [name for name in self.baselines if name != "zero-shot"]):
-            raise ValueError(f"baseline {others[0]!r} needs a number of shots above 0, shots are [0]")
+        if not self.checkpoints and not self.baselines:
+            raise ValueError("neither checkpoints nor baselines are named: nothing to evaluate")
+        if is_test(self.split) and self.final is None:
+            raise ValueError(
+                f"split {self.split!r} is opened by the final evaluation only, which is recorded: tune on val, then state "
+                '`final` {"by": your name} (`leverplus evaluate DATASET --final`)'
+            )
+        if self.final is not None and not is_test(self.split):
+            raise ValueError(f"`final` opens a test split, but split is {self.split!r}")
         return self
 
 
+class HeadroomRequest(_Request):
+    """What choosing could gain on the queries of scored RL data, before any training."""
+
+    rl_data: Name
+    queries: Annotated[int | None, Field(ge=2, description="so many of its queries, drawn with the seed; null: all")] = 400
+    draws: Draws = 5
+    bootstrap_draws: BootstrapDraws = 10_000
+    seed: Seed = 0
+
+
+class EstimateRequest(_Request):
+    """What a checkpoint's selector would score, from RL data with logging draws, without a VLM call."""
+
+    rl_data: Name
+    checkpoint: Name
+    temperature: Annotated[
+        Temperature, Field(description="of the softmax over the selector's logits: what is served is the limit of 0")
+    ] = 1.0
+    samples: Annotated[int, Field(ge=1, le=1024, description="pointers of the policy a query, for the reward model's mean")] = 64
+    bootstrap_draws: BootstrapDraws = 10_000
+    seed: Seed = 0
+
+
 class PromoteRequest(_Request):
+    """By the gate unless `override` is set."""
+
     alias: Name = "production"
     by: Annotated[str, Field(min_length=1, max_length=200)]
-    reason: Annotated[str, Field(min_length=1, max_length=2000, description="recorded in the deployment")]
+    reason: Annotated[str, Field(max_length=2000, description="recorded in the deployment; an override needs one")] = ""
+    evaluation: Annotated[
+        Name | None, Field(description="job that evaluated the checkpoint on val; null: the newest that did")
+    ] = None
+    override: Annotated[bool, Field(description="promote whatever the gate would say; recorded with `by` and `reason`")] = False
+
+    @model_validator(mode="after")
+    def _reasoned(self) -> PromoteRequest:
+        if self.override and not self.reason.strip():
+            raise ValueError("an override of the gate needs a reason, which is recorded")
+        if self.override and self.evaluation is not None:
+            raise ValueError("an override asks no evaluation: leave out one of the two")
+        return self
 
 
 class PruneRequest(_Request):

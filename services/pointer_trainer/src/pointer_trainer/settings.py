@@ -36,6 +36,10 @@ class WorkerSettings(BaseModel):
         None, min_length=1, validation_alias="MLFLOW_TRACKING_URI", description="where training's metrics also go"
     )
 
+    pulse_file: Path | None = Field(
+        None, validation_alias="LEVERPLUS_WORKER_PULSE", description="a worker touches it while the broker hears it"
+    )
+
     @property
     def data_root(self) -> DataRoot:
         return DataRoot(self.data.resolve())

@@ -22,7 +22,7 @@ from leverplus.checkpoints import FORMAT, CheckpointInfo
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import Conflict, InvalidConfig, InvalidInput, TrainingDiverged
-from leverplus.files import Fence, atomic_file
+from leverplus.files import Fence, atomic_file, unfenced
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.rl_data import QueryRecord, RlData
@@ -30,7 +30,6 @@ from leverplus.selector import new_selector
 from pointer_trainer.answer_table import AnswerTable
 from pointer_trainer.batches import QueryExample, build_examples
 from pointer_trainer.best_fixed import rank_fixed_pointers
-from pointer_trainer.context import unfenced
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
 from pointer_trainer.example_table import ExampleTable

@@ -13,7 +13,7 @@ from leverplus.ids import MAX_SHOTS
 from leverplus.selection import ChosenItem, PolicyName, Selection
 from selector_api.fixed_pointer import fixed_pointer
 from selector_api.schemas import Choosing, QueryReference
-from selector_api.serving import Pool, Query, Served
+from selector_api.serving import LoadedPrefilter, Pool, Query, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,10 @@ class Way:
     shots: int
     beam: int
     exclude: tuple[int, ...] = ()
+    prefilter: LoadedPrefilter | None = None
 
 
-def settle_way(served: Served, asked: Choosing) -> Way:
+def settle_way(served: Served, asked: Choosing, prefilter: LoadedPrefilter | None = None) -> Way:
     """Checks what was asked against the checkpoint.
 
     InvalidConfig naming the field; FingerprintMismatch for another dataset; NotFound for an item that it has not.
@@ -48,9 +49,12 @@ def settle_way(served: Served, asked: Choosing) -> Way:
         raise InvalidConfig(field="shots", reason=reason)
     if policy != "v3" and beam != 1:
         raise InvalidConfig(field="beam", reason=f"{beam}, but policy {policy} knows no beam; leave it out")
+    if policy != "v3" and asked.prefilter is not None:
+        reason = f"{asked.prefilter!r}, but policy {policy} needs none; leave it out"
+        raise InvalidConfig(field="prefilter", reason=reason)
     for item_id in asked.exclude:
         served.dataset.item(item_id)
-    return Way(policy, shots, beam, asked.exclude)
+    return Way(policy, shots, beam, asked.exclude, prefilter)
 
 
 def resolve_query(
@@ -124,6 +128,10 @@ def select(served: Served, queries: Sequence[Query], way: Way) -> list[Selection
                 pool, pointer = fixed_pointer(served, query, way.shots, way.exclude)
                 answers[number] = _answer(served, query, way, pool, pointer)
                 continue
+            if way.prefilter is not None:
+                pool, found = served.choose_among_nearest(way.prefilter, query, way.shots, way.beam, way.exclude)
+                answers[number] = _answer(served, query, way, pool, *found)
+                continue
             pool = _pool(served, query, way)
             if way.policy == "v3":
                 waiting.append((number, query, pool))
@@ -161,6 +169,7 @@ def _answer(
         "policy": way.policy,
         "checkpoint": served.info.checkpoint_id,
         "pool": pool.description,
+        "prefilter": None if way.prefilter is None else way.prefilter.description,
         "fingerprint": served.digests,
     }
 

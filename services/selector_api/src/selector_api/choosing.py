@@ -12,11 +12,11 @@ from leverplus.embeddings import Embeddings
 from leverplus.errors import LeverPlusError
 from leverplus.policies import Choice, PreparedCandidates, SelectorPolicy
 from leverplus.pools import Ids, Vector
+from leverplus.prefilter import Prefilter
 
 _PREPARED_BYTES = 1024 * 1024 * 1024
 """More candidates than fit here are projected when they are asked for. 1 KiB each at the usual width of 256."""
 
-_ROWS_A_BLOCK = 65_536
 _NUMBERS_AT_ONCE = 4_000_000
 """Floats that one call of the selector may make of candidates: 16 MB."""
 _QUERIES_AT_ONCE = 16
@@ -28,6 +28,14 @@ class Asked(NamedTuple):
     item_id: int | None
     vector: Vector | None
     pool: Ids
+
+
+class Sought(NamedTuple):
+    """A query as in Asked, and the candidates' ids [m] that it must not be given."""
+
+    item_id: int | None
+    vector: Vector | None
+    left_out: Ids
 
 
 class Chosen(NamedTuple):
@@ -49,7 +57,7 @@ class Chooser:
         self._rows = np.full(int(candidates.max(initial=-1)) + 1, -1, dtype=np.int64)
         self._rows[candidates] = np.arange(len(candidates))
         fits = len(candidates) * policy.config.hidden_dim * 4 <= _PREPARED_BYTES
-        self._prepared, self._known = self._prepare() if fits else (None, None)
+        self._prepared, self._known = policy.prepare_rows(embeddings.candidate, candidates) if fits else (None, None)
         self._whole = whole and self._prepared is not None
 
     def choose(self, asked: Sequence[Asked], shots: int, beam: int) -> list[Chosen | LeverPlusError]:
@@ -60,6 +68,23 @@ class Chooser:
             for index, outcome in zip(indices, self._of_part(part, shots, beam), strict=True):
                 found[index] = outcome
         return found
+
+    def candidates_among(self, ids: Ids) -> Ids:
+        """Those of ids [m] that are candidates."""
+        ids = ids[ids < len(self._rows)]
+        return ids[self._rows[ids] >= 0]
+
+    def choose_among_nearest(self, prefilter: Prefilter, sought: Sought, shots: int, beam: int) -> tuple[Ids, Chosen]:
+        """The ids that the prefilter hands on, and the best pointer among them. Looks at no other candidate."""
+        vector = self._vector(sought)
+        rows, choice = prefilter.choose(vector, self._take, shots, beam, left_out=self._rows[sought.left_out])
+        ids = self._candidates[rows]
+        return ids, _chosen(ids, choice)
+
+    def _take(self, rows: Ids) -> PreparedCandidates:
+        if self._prepared is not None:
+            return self._prepared.take(rows)
+        return self._policy.prepare(self._embeddings.candidate[self._candidates[rows]])
 
     def _parts(self, asked: Sequence[Asked]) -> Iterator[list[int]]:
         """Indices of those that one call of the selector takes: pools of one size, or of the one matrix."""
@@ -99,7 +124,7 @@ class Chooser:
         beams = self._policy.choose_many(queries, self._prepared.take(rows), shots, beam)
         return [_chosen(one.pool, choices[0]) for one, choices in zip(part, beams, strict=True)]
 
-    def _vector(self, one: Asked) -> Vector:
+    def _vector(self, one: Asked | Sought) -> Vector:
         if one.item_id is None:
             assert one.vector is not None
             return one.vector
@@ -111,21 +136,6 @@ class Chooser:
     def _require(self, pool: Ids, known: npt.NDArray[np.bool_]) -> None:
         if not known.all():
             self._embeddings.require(pool)
-
-    def _prepare(self) -> tuple[PreparedCandidates, npt.NDArray[np.bool_]]:
-        """Block by block: the embeddings may be mapped from a file that is larger than memory."""
-        count, width = len(self._candidates), self._policy.config.hidden_dim
-        context = np.empty((count, width), dtype=np.float32)
-        lengths = np.empty(count, dtype=np.float32)
-        known = np.empty(count, dtype=np.bool_)
-        for start in range(0, count, _ROWS_A_BLOCK):
-            block = slice(start, min(start + _ROWS_A_BLOCK, count))
-            vectors = self._embeddings.candidate[self._candidates[block]]
-            known[block] = np.isfinite(vectors).all(axis=1)
-            vectors[~known[block]] = 0.0
-            prepared = self._policy.prepare(vectors)
-            context[block], lengths[block] = prepared.context, prepared.lengths
-        return PreparedCandidates(context, lengths), known
 
 
 def _chosen(ids: Ids, choice: Choice) -> Chosen:

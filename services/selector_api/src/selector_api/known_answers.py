@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from fastapi import Request
 
+from selector_api.answers import Way
 from selector_api.library import Library
 from selector_api.serving import Served
 
@@ -20,7 +21,7 @@ class KnownAnswer(NamedTuple):
 
     served: Served
     alias: str | None
-    policy: str
+    way: Way
     body: bytes
 
 
@@ -41,6 +42,9 @@ class KnownAnswers:
         served, library = known.served, self._library
         now = library.checkpoint(served.info.checkpoint_id) if known.alias is None else library.current(known.alias)
         if now is not served:
+            return None
+        prefilter = known.way.prefilter
+        if prefilter is not None and library.prefilter(served, prefilter.description["name"]) is not prefilter:
             return None
         self._answers.move_to_end(asked)
         self.hits += 1

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Generic, TypeVar
 
 from leverplus.checkpoints import load_checkpoint
@@ -22,8 +23,9 @@ from leverplus.dataset import Dataset
 from leverplus.deployments import read_deployment
 from leverplus.embeddings import Embeddings
 from leverplus.errors import LeverPlusError
+from leverplus.prefilter.manifest import MANIFEST_FILE
 from selector_api.health import HealthChecks
-from selector_api.serving import Served
+from selector_api.serving import LoadedPrefilter, Served
 
 logger = logging.getLogger("selector_api")
 
@@ -32,16 +34,23 @@ Stamp = tuple[int, int, int]
 
 _CHECKPOINTS_KEPT = 8
 _DATASETS_KEPT = 8
+_PREFILTERS_KEPT = 4
+_RETRY_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
 class _Alias:
-    """What an alias stands for. `fault`: why the file as it is now is not what is served."""
+    """What an alias stands for. `fault`: why the file as it is now is not what is served; requests try again from `due` on."""
 
     path: str
     stamp: Stamp
     served: Served | None
     fault: LeverPlusError | None
+    due: float
+
+    def settled(self) -> bool:
+        """Whether a request has nothing to try."""
+        return self.fault is None or monotonic() < self.due
 
 
 class Library:
@@ -53,25 +62,28 @@ class Library:
         self._lock = threading.Lock()
         self._aliases: dict[str, _Alias] = {}
         self._checkpoints: OrderedDict[str, Served] = OrderedDict()
+        self._prefilters: OrderedDict[tuple[Served, str], tuple[Stamp | None, LoadedPrefilter]] = OrderedDict()
         self._datasets: _Latest[Dataset] = _Latest(lambda name: Dataset.open(root.dataset(name)))
         self._embeddings: _Latest[Embeddings] = _Latest(lambda name: Embeddings.open(root.embeddings(name)))
 
     def current(self, alias: str) -> Served | None:
         """What `alias` serves, or None when `load_alias` has work to do; reads nothing but the file's time."""
         state = self._aliases.get(alias)
-        if state is None or state.stamp != _stamp(state.path):
+        if state is None or state.stamp != _stamp(state.path) or not state.settled():
             return None
         return state.served
 
     def load_alias(self, alias: str) -> Served:
         """What `alias` serves, loaded if needed: the predecessor where the deployment's checkpoint cannot be.
 
-        NotFound without a deployment; why the checkpoint cannot be served where nothing was before.
+        One that could not be loaded is tried again every few seconds, by who comes then. NotFound without a deployment; why the
+        checkpoint cannot be served where nothing was before.
         """
-        served, fault = self.follow(alias)
+        served, fault = self._follow(alias, at_once=False)
         if served is None:
             assert fault is not None
-            raise fault
+            # Raised again and again, it would grow by the frames of each time.
+            raise fault.with_traceback(None)
         return served
 
     def aliases(self) -> list[str]:
@@ -92,6 +104,24 @@ class Library:
         with self._lock:
             return self._loaded(checkpoint_id)
 
+    def prefilter(self, served: Served, name: str) -> LoadedPrefilter | None:
+        """One that is in memory and unchanged on disk."""
+        found = self._prefilters.get((served, name))
+        return found[1] if found is not None and found[0] == _stamp(self._prefilter_file(served, name)) else None
+
+    def load_prefilter(self, served: Served, name: str) -> LoadedPrefilter:
+        """A prefilter of what is served, loaded if needed; raises as `Served.load_prefilter` does."""
+        with self._lock:
+            found = self.prefilter(served, name)
+            if found is None:
+                stamp = _stamp(self._prefilter_file(served, name))
+                found = served.load_prefilter(self._root, name)
+                self._prefilters[served, name] = (stamp, found)
+            self._prefilters.move_to_end((served, name))
+            while len(self._prefilters) > _PREFILTERS_KEPT:
+                self._prefilters.popitem(last=False)
+            return found
+
     def dataset(self, name: str) -> Dataset | None:
         """A dataset that is in memory and unchanged on disk."""
         return self._datasets.current(name, self._dataset_file(name))
@@ -101,13 +131,16 @@ class Library:
             return self._datasets.get(name, self._dataset_file(name))
 
     def follow(self, alias: str) -> tuple[Served | None, LeverPlusError | None]:
-        """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again."""
+        """What is served, and why the deployment as it is now is not; one that could not be loaded is tried again at once."""
+        return self._follow(alias, at_once=True)
+
+    def _follow(self, alias: str, *, at_once: bool) -> tuple[Served | None, LeverPlusError | None]:
         with self._lock:
             path = str(self._root.deployment(alias))
             stamp = _stamp(path)
             state = self._aliases.get(alias)
-            if state is not None and state.stamp == stamp and state.fault is None:
-                return state.served, None
+            if state is not None and state.stamp == stamp and (state.fault is None or (not at_once and state.settled())):
+                return state.served, state.fault
             if stamp is None:
                 self._aliases.pop(alias, None)
             before = state.served if state is not None and stamp is not None else None
@@ -120,7 +153,7 @@ class Library:
                 served, fault = before, exc
                 logger.warning("alias %s cannot be served: %s", alias, exc)
             if stamp is not None:
-                self._aliases[alias] = _Alias(path, stamp, served, fault)
+                self._aliases[alias] = _Alias(path, stamp, served, fault, monotonic() + _RETRY_EVERY_S)
             return served, fault
 
     def _loaded(self, checkpoint_id: str) -> Served:
@@ -143,6 +176,9 @@ class Library:
         gc.collect()
         gc.freeze()
         return served
+
+    def _prefilter_file(self, served: Served, name: str) -> Path:
+        return self._root.prefilter(served.info.checkpoint_id, name) / MANIFEST_FILE
 
     def _dataset_file(self, name: str) -> Path:
         return self._root.dataset(name) / "dataset.json"

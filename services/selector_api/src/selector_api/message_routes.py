@@ -10,14 +10,15 @@ from fastapi.concurrency import run_in_threadpool
 
 from leverplus.selection import Prompt, PromptList
 from leverplus.web import described_parameters, query_parameters
-from selector_api.answers import naming, resolve_query, select_each, settle_way
+from selector_api.answers import naming, resolve_query, select_each
 from selector_api.batches import Batches
+from selector_api.large_bodies import LargeBodyRoute
 from selector_api.messages import Prompts
-from selector_api.routes import find_served
+from selector_api.routes import find_served, find_way
 from selector_api.schemas import MessagesRequest, SelectParameters
 from selector_api.unseen import encode_unseen
 
-router = APIRouter()
+router = APIRouter(route_class=LargeBodyRoute)
 
 
 @router.get(
@@ -31,7 +32,7 @@ async def messages_for_one(request: Request) -> Response:
     """The chosen demonstrations and the query as OpenAI chat messages, images as data URLs, in the prompt that was scored."""
     parameters = query_parameters(request, SelectParameters, lists=("exclude",))
     served = await find_served(request, parameters)
-    way = settle_way(served, parameters)
+    way = await find_way(request, served, parameters)
     query = resolve_query(served, parameters.query_id, parameters.question_id)
     prompts = Prompts(served)
     batches: Batches = request.app.state.batches
@@ -48,7 +49,7 @@ async def messages_for_many(request: Request, body: Annotated[MessagesRequest, B
     Queries are given as for POST /select; one that is given by its embedding alone has no image to show, and is refused.
     """
     served = await find_served(request, body)
-    way = settle_way(served, body)
+    way = await find_way(request, served, body)
     prompts = Prompts(served)
     unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 

@@ -27,6 +27,11 @@ class OwnImage:
         same_id = self._image_ids[ids] == self._image_ids[item_id]
         return same_id | (self._files[ids] == self._files[item_id])
 
+    def items_with_that_of(self, item_id: int) -> npt.NDArray[np.int64]:
+        """Ids of every item that shows the image of `item_id`, itself among them."""
+        same_id = self._image_ids == self._image_ids[item_id]
+        return np.flatnonzero(same_id | (self._files == self._files[item_id]))
+
     def item_with(self, image: bytes) -> int | None:
         """An item whose image file holds exactly these bytes, None where there is none. Files are read at the first call's cost:
         their sizes, then those of this size."""

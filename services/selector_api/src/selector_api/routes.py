@@ -15,15 +15,16 @@ from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput
 from leverplus.selection import Selection, Selections
 from leverplus.web import described_parameters, query_parameters
-from selector_api.answers import resolve_query, select_each, settle_way
+from selector_api.answers import Way, resolve_query, select_each, settle_way
 from selector_api.batches import Batches
 from selector_api.known_answers import KnownAnswer, KnownAnswers
+from selector_api.large_bodies import LargeBodyRoute
 from selector_api.library import Library
 from selector_api.schemas import Choosing, SelectParameters, SelectRequest
 from selector_api.serving import Served
 from selector_api.unseen import encode_unseen
 
-router = APIRouter()
+router = APIRouter(route_class=LargeBodyRoute)
 
 _IMAGE_MAX_AGE_S = 3600
 
@@ -42,13 +43,13 @@ async def select_one(request: Request) -> Response:
     if known is None:
         parameters = query_parameters(request, SelectParameters, lists=("exclude",))
         served = await find_served(request, parameters)
-        way = settle_way(served, parameters)
+        way = await find_way(request, served, parameters)
         query = resolve_query(served, parameters.query_id, parameters.question_id)
         batches: Batches = request.app.state.batches
         body = orjson.dumps(await batches.select(served, way, query))
         alias = None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS
-        known = answers.keep(request, KnownAnswer(served, alias, way.policy, body))
-    request.app.state.selections.labels(known.policy).inc()
+        known = answers.keep(request, KnownAnswer(served, alias, way, body))
+    request.app.state.selections.labels(known.way.policy).inc()
     return Response(known.body, media_type="application/json")
 
 
@@ -62,7 +63,7 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     dataset's, items that show it are left out.
     """
     served = await find_served(request, body)
-    way = settle_way(served, body)
+    way = await find_way(request, served, body)
     unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
@@ -107,3 +108,14 @@ async def find_served(request: Request, asked: Choosing) -> Served:
         return library.checkpoint(asked.checkpoint) or await run_in_threadpool(library.load_checkpoint, asked.checkpoint)
     alias = asked.alias or DEFAULT_ALIAS
     return library.current(alias) or await run_in_threadpool(library.load_alias, alias)
+
+
+async def find_way(request: Request, served: Served, asked: Choosing) -> Way:
+    """How to choose, with the prefilter that is asked for; it is loaded off the event loop."""
+    prefilter = None
+    if asked.prefilter is not None and asked.policy == "v3":
+        library: Library = request.app.state.library
+        prefilter = library.prefilter(served, asked.prefilter) or await run_in_threadpool(
+            library.load_prefilter, served, asked.prefilter
+        )
+    return settle_way(served, asked, prefilter)

@@ -54,6 +54,12 @@ class Choosing(BaseModel):
     ] = "v3"
     beam: Beam = 1
     exclude: Excluded = ()
+    prefilter: Annotated[
+        str | None,
+        Field(
+            description="Name of an index of the checkpoint: only what it hands on is ranked. Absent: every candidate of the pool"
+        ),
+    ] = None
     dataset: Annotated[str | None, Field(description="Refused if the checkpoint's dataset is another one")] = None
     checkpoint: Annotated[str | None, Field(description="A checkpoint's id, instead of an alias")] = None
     alias: Annotated[str | None, Field(description=f"A deployment's alias, {DEFAULT_ALIAS!r} if neither is given")] = None
@@ -69,7 +75,7 @@ class QueryReference(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    query_id: int | None = None
+    query_id: Annotated[int | None, Field(strict=True)] = None
     question_id: str | None = None
     embedding: Annotated[
         list[float] | None, Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leverplus.checkpoints import CheckpointInfo, Tensors
+from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidCheckpoint, LeverPlusError
@@ -22,9 +23,10 @@ from leverplus.fingerprint import Fingerprint, digest
 from leverplus.ids import Position
 from leverplus.policies import random_positions, selector_policy, similar_positions, zero_shot
 from leverplus.pools import Ids, PoolPolicy, Pools, Vector, pool_fingerprint
-from leverplus.selection import PolicyName, PoolDescription
+from leverplus.prefilter import Prefilter, Sources, read_prefilter_manifest
+from leverplus.selection import PolicyName, PoolDescription, UsedPrefilter
 from leverplus.selector_health import SelectorHealth, measure_health, shots_of
-from selector_api.choosing import Asked, Chooser, Chosen
+from selector_api.choosing import Asked, Chooser, Chosen, Sought
 from selector_api.own_image import OwnImage
 
 _SIMILAR: dict[str, Literal["image", "text", "joint"]] = {
@@ -80,6 +82,14 @@ class Query:
         return b"" if self.question is not None else self.vector.astype("<f4").tobytes()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedPrefilter:
+    """A prefilter, and what the answer says of it."""
+
+    search: Prefilter
+    description: UsedPrefilter
+
+
 class Served:
     """A checkpoint with all that its choices depend on. `digests`: fingerprint part -> sha256 of what is served.
 
@@ -104,6 +114,7 @@ class Served:
         self._pools = Pools(dataset, embeddings, policy)
         whole = policy.sampler in ("all", "from_pointers")
         selector = selector_policy(tensors, info.selector_config)
+        self._selector = selector
         self._chooser = Chooser(selector, embeddings, self._pools.candidates, whole=whole)
         self.quick = (len(self._pools.candidates) if whole else policy.k) <= QUICK_POOL
         self._own_image = OwnImage(dataset)
@@ -154,6 +165,41 @@ class Served:
     def choose(self, asked: Sequence[tuple[Query, Pool]], shots: int, beam: int) -> list[Chosen | LeverPlusError]:
         """What the selector chooses for each query from its pool, or why nothing."""
         return self._chooser.choose([Asked(query.item_id, query.vector, pool.ids) for query, pool in asked], shots, beam)
+
+    def load_prefilter(self, root: DataRoot, name: str) -> LoadedPrefilter:
+        """NotFound; FingerprintMismatch where it was made from other weights, vectors or candidates than lie here; NotInstalled;
+        InvalidIndex."""
+        manifest = read_prefilter_manifest(root, self.info.checkpoint_id, name)
+        manifest.require_sources(Sources.found(self.info, self.embeddings.manifest, self._pools.candidates))
+        search = Prefilter.open(root.prefilter(self.info.checkpoint_id, name), self._selector, manifest)
+        measured = manifest.measured
+        description: UsedPrefilter = {
+            "name": name,
+            "handed_on": manifest.handed_on,
+            "recall": measured.recall,
+            "agreement": measured.agreement,
+            "accuracy": measured.accuracy,
+            "queries": measured.queries,
+            "split": measured.split,
+            "shots": measured.shots,
+        }
+        return LoadedPrefilter(search, description)
+
+    def choose_among_nearest(
+        self, prefilter: LoadedPrefilter, query: Query, shots: int, beam: int, exclude: Sequence[int]
+    ) -> tuple[Pool, Chosen]:
+        """What the prefilter hands on for a query, as a pool, and what the selector chooses from it."""
+        same = self._item_of_image(query)
+        shown = self._own_image.items_with_that_of(same) if same is not None else np.empty(0, dtype=np.int64)
+        left_out = np.union1d(shown, np.asarray(exclude, dtype=np.int64))
+        left_out = self._chooser.candidates_among(left_out)
+        ids, chosen = self._chooser.choose_among_nearest(
+            prefilter.search, Sought(query.item_id, query.vector, left_out), shots, beam
+        )
+        pool = Pool.described(ids, self._pool_policy)
+        image_id = None if same is None else self.dataset.items[same].image_id
+        pool.description["excluded"] += left_out[~self._pools.never_in_pool_of(query.item_id, left_out, image_id)].tolist()
+        return pool, chosen
 
     def compare(self, query: Query, pool: Pool, policy: PolicyName, shots: int) -> tuple[Position, ...]:
         """Positions in the pool by one of the policies that a selector is compared with."""

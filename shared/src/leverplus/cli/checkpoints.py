@@ -40,6 +40,9 @@ def list_command(as_json: Json = False, trainer_url: TrainerUrl = TRAINER) -> No
         known = None if accuracy is None else f"{accuracy:.4f}"
         rows.append([name, info["dataset"], info["created_at"][:19], known, ", ".join(served.get(name, []))])
     print_table(None, ("checkpoint", "dataset", "made (UTC)", "held-out accuracy", "served as"), rows)
+    for dataset, openings in listed["test_openings"].items():
+        last = openings[-1]
+        print(f"test split of {dataset}: opened {len(openings)} times, last by {last['by']} on {last['at'][:16]} UTC")
     for broken in listed["broken"]:
         print(f"{broken['name']} cannot be read: {broken['reason']}")
 

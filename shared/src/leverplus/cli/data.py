@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, Data, Json, data_root, one_query, open_dataset
+from leverplus.cli.options import DEFAULT_DATA, Data, Json, asset, data_root, one_query, open_dataset
 
 imports = typer.Typer(help="Bring datasets and embeddings from foreign files.", no_args_is_help=True)
 
@@ -123,6 +123,21 @@ def import_embeddings_command(
     covered = opened.splits if manifest.splits is None else manifest.splits
     rows = sum(len(opened.split_ids(name)) for name in covered)
     print(f"{folder}: {rows} of {manifest.count} items (split {', '.join(covered)}), d_model {manifest.d_model}")
+
+
+@imports.command("demo")
+def import_demo_command(
+    shipped: Annotated[Path | None, typer.Option(help="Checkpoint and RL data; default: assets/demo.")] = None,
+    made: Annotated[
+        Path | None, typer.Option(help="Data folder to copy dataset and embeddings from; default: they are made.")
+    ] = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Fill a data folder with the demo's data and its trained checkpoint, ready to be served."""
+    from leverplus.demo.ready_made import import_demo
+
+    found = shipped or asset("demo", holding="checkpoint")
+    import_demo(data_root(data), found, made=None if made is None else data_root(made), report=print)
 
 
 @imports.command("invented-words")

@@ -27,10 +27,12 @@ def print_evaluation_tables(result: Mapping[str, Any]) -> Evaluation:
         found = {row.shots: row for row in evaluation.rows if row.system == system}
         table.add_row(system, *(_accuracy(found.get(count)) for count in shots))
     differences = Table(title="Paired differences in points [95 % interval]", title_justify="left")
-    for column in ("demonstrations", "shots", "against", "difference"):
+    for column in ("demonstrations", "shots", "against", "difference", "p (Holm)", "could show"):
         differences.add_column(column, justify="left" if column in ("demonstrations", "against") else "right")
     for row in evaluation.differences:
-        differences.add_row(row.system, str(row.shots), row.baseline, _difference(row))
+        p = "" if row.p_holm is None else f"{row.p_holm:.4f}"
+        effect = "" if row.minimum_effect is None else f"{100 * row.minimum_effect:.1f}"
+        differences.add_row(row.system, str(row.shots), row.baseline, _difference(row), p, effect)
     console.print()
     console.print(table)
     console.print(differences)

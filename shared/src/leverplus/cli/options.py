@@ -73,11 +73,14 @@ def open_dataset(data: Path, name: str) -> Dataset:
 
 
 def model_directory(vlm: Path | None) -> Path:
-    """The model that was named, else the one that comes with the repository: below the working directory or the checkout."""
-    if vlm is not None:
-        return vlm
-    places = (Path("assets/in-context-vlm"), Path(__file__).parents[4] / "assets" / "in-context-vlm")
-    return next((place for place in places if (place / "config.json").is_file()), places[0])
+    """The model that was named, else the one that comes with the repository."""
+    return vlm or asset("in-context-vlm", holding="config.json")
+
+
+def asset(name: str, *, holding: str) -> Path:
+    """A folder of assets/ below the working directory or the checkout: the first with that entry, else where it should be."""
+    places = (Path("assets") / name, Path(__file__).parents[4] / "assets" / name)
+    return next((place for place in places if (place / holding).exists()), places[0])
 
 
 def scoring_model(vlm: Path | None) -> Path | None:

@@ -1,8 +1,7 @@
-"""Commands that ask the running services: train, sweep, evaluate, promote, select."""
+"""Commands that ask the running services: train, sweep, select."""
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +13,7 @@ from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerU
 
 
 def register(app: typer.Typer) -> None:
-    for command in (train, sweep, evaluate, promote, select):
+    for command in (train, sweep, select):
         app.command()(command)
 
 
@@ -75,69 +74,6 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
         print(f"{', '.join(named)} {state}: {reason}")
     for note in result["notes"]:
         print(note)
-
-
-def evaluate(
-    dataset: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    checkpoint: Annotated[list[str] | None, typer.Option(help="Checkpoint to evaluate; may be repeated.")] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the queries; default: val if there is one, else test.")] = None,
-    queries: Annotated[int | None, typer.Option(min=1, help="So many queries; default: all of the split.")] = None,
-    shots: Annotated[list[int] | None, typer.Option(help="Numbers of shots; may be repeated; default 0, 1, 2.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    wait: Wait = True,
-    as_json: Json = False,
-    trainer_url: TrainerUrl = TRAINER,
-) -> None:
-    """Compare zero-shot, random, most-similar and learned demonstrations on the same queries."""
-    from leverplus.client import TrainerClient
-
-    body = {"dataset": dataset, "queries": queries, "checkpoints": checkpoint or [], "shots": shots or [0, 1, 2], "seed": seed}
-    with TrainerClient(trainer_url, key=service_key()) as client:
-        body["split"] = split or _evaluated_split(client, dataset)
-        finish_job(client, client.evaluate(body), "evaluate", wait=wait, as_json=as_json, show=_show_evaluation)
-
-
-def _evaluated_split(client: Any, dataset: str) -> str:
-    from leverplus.errors import InvalidInput, NotFound
-
-    splits = next((list(info["splits"]) for info in client.datasets() if info["name"] == dataset), None)
-    if splits is None:
-        raise NotFound(what="dataset", name=dataset, hint="`leverplus import` makes one")
-    for name in ("val", "test"):
-        if name in splits:
-            return name
-    raise InvalidInput(f"dataset {dataset!r} has neither a val nor a test split but {', '.join(splits)}: name one with --split")
-
-
-def _show_evaluation(result: Mapping[str, Any]) -> None:
-    from leverplus.cli.evaluation_tables import print_evaluation_tables
-
-    print_evaluation_tables(result)
-    # How the numbers came about, and warnings: what stands above the tables of the report.
-    print(result["markdown"].partition("\n|")[0].strip())
-
-
-def promote(
-    checkpoint: Annotated[str, typer.Argument(help="Id of the checkpoint.")],
-    reason: Annotated[str, typer.Option(help="Why; it is recorded in the deployment.")],
-    alias: Annotated[str, typer.Option(help="What serves it.")] = "production",
-    by: Annotated[str | None, typer.Option(help="Who; default: the user's name here.")] = None,
-    as_json: Json = False,
-    trainer_url: TrainerUrl = TRAINER,
-) -> None:
-    """Have an alias serve a checkpoint."""
-    from leverplus.cli.output import print_json
-    from leverplus.client import TrainerClient
-    from leverplus.selector_health import health_warnings
-
-    with TrainerClient(trainer_url, key=service_key()) as client:
-        deployment = client.promote(checkpoint, alias=alias, by=by or getpass.getuser(), reason=reason)
-    if as_json:
-        print_json(deployment)
-    else:
-        print(f"{alias} serves {checkpoint}; reason recorded: {reason!r}")
-        for warning in health_warnings(deployment.get("health")):
-            print(f"warning: {checkpoint}: {warning}")
 
 
 def select(

@@ -22,7 +22,7 @@ class Cut:
     items: data.Size
     train_queries: int
     generate: dict[str, Any]
-    test_queries: int
+    val_queries: int
     evaluate_shots: tuple[int, ...]
     train: dict[str, Any]
 
@@ -45,7 +45,7 @@ CUTS: dict[Size, Cut] = {
         items="quick",
         train_queries=200,
         generate={**_BY_ANSWER, "num_answer": 3, "shots": [1, 2]},
-        test_queries=60,
+        val_queries=40,
         evaluate_shots=(0, 1, 2),
         train=_TRAIN,
     ),
@@ -54,7 +54,7 @@ CUTS: dict[Size, Cut] = {
         items="demo",
         train_queries=1000,
         generate={**_BY_ANSWER, "num_answer": 3, "shots": [1, 2]},
-        test_queries=400,
+        val_queries=220,
         evaluate_shots=(0, 1, 2),
         train=_TRAIN,
     ),
@@ -63,7 +63,7 @@ CUTS: dict[Size, Cut] = {
         items="demo",
         train_queries=500,
         generate={**_BY_ANSWER, "num_answer": 2, "shots": [1, 2, 3, 4]},
-        test_queries=180,
+        val_queries=140,
         evaluate_shots=(0, 1, 2, 3, 4),
         train=_TRAIN,
     ),

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from leverplus.demo.config import DemoConfig
-from leverplus.demo.steps import ALIAS, REASON, Outcome, evaluate_request, generate_request
+from leverplus.demo.steps import ALIAS, Outcome, evaluate_request, generate_request
 from leverplus.launcher import Ports, Stack
 
 
@@ -21,7 +21,7 @@ def curl_script(config: DemoConfig, stack: Stack, outcome: Outcome) -> str:
     urls = {name: f"http://127.0.0.1:{getattr(ports, name)}" for name in ("scorer", "trainer", "selector")}
     cut, query_id = config.cut, outcome.selection["query_id"]
     score = {"dataset": cut.dataset, "queries": [{"query_id": query_id, "pointers": [[], outcome.selection["pointer"]]}]}
-    promotion = {"alias": ALIAS, "by": "me", "reason": REASON}
+    promotion = {"alias": ALIAS, "by": "me"}
     train = {"rl_data": [outcome.rl_data_id], "config": cut.train}
     start = (
         "# The services of this run are up."

@@ -42,6 +42,11 @@ def prepare_folder(config: DemoConfig) -> str:
     cut = config.cut
     folder = DataRoot(config.data).dataset(cut.dataset)
     kept = folder.is_dir()
+    if kept and Dataset.open(folder).info.splits != SIZES[cut.items]:
+        # Of a version whose demo had other sizes.
+        for old in (folder, DataRoot(config.data).embeddings(cut.dataset)):
+            remove_folder(old)
+        kept = False
     if not kept:
         generate(folder, name=cut.dataset, seed=config.seed, **SIZES[cut.items])
     info = Dataset.open(folder).info

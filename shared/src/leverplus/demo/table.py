@@ -29,7 +29,8 @@ def _reading(evaluation: Evaluation, answers_source: str, report: Mapping[str, A
 
 def _verdicts(evaluation: Evaluation) -> list[str]:
     """One sentence for the selector against each baseline, at the largest number of shots."""
-    learned = [row for row in evaluation.differences if row.system.startswith("v3")]
+    baselines = {row.baseline for row in evaluation.differences}
+    learned = [row for row in evaluation.differences if row.system not in baselines]
     most = max((row.shots for row in learned), default=0)
     shots = "1 shot" if most == 1 else f"{most} shots"
     return [f"At {shots} {row.system} is {_verdict(row)} {row.baseline}." for row in learned if row.shots == most]

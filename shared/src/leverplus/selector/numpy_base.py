@@ -18,6 +18,8 @@ from leverplus.vectors import Vector, layer_norm, log_softmax, measurable, norm,
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 
+_ROWS_A_BLOCK = 65_536
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -97,6 +99,23 @@ class SelectorPolicy(ABC):
             context = measurable("candidates", self._project(candidates))
         return PreparedCandidates(context, norm(context @ self._weights["cand_proj.weight"].T))
 
+    def prepare_rows(self, vectors: Vector, rows: Indices) -> tuple[PreparedCandidates, Mask]:
+        """`prepare` of rows [N] of vectors [M, d], and which of them [N] are finite: others are prepared as zeros.
+
+        Block by block: the vectors may be mapped from a file that is larger than memory.
+        """
+        count = len(rows)
+        context = np.empty((count, self.config.hidden_dim), dtype=np.float32)
+        lengths, known = np.empty(count, dtype=np.float32), np.empty(count, dtype=np.bool_)
+        for start in range(0, count, _ROWS_A_BLOCK):
+            block = slice(start, min(start + _ROWS_A_BLOCK, count))
+            part = vectors[rows[block]]
+            known[block] = np.isfinite(part).all(axis=1)
+            part[~known[block]] = 0.0
+            prepared = self.prepare(part)
+            context[block], lengths[block] = prepared.context, prepared.lengths
+        return PreparedCandidates(context, lengths), known
+
     def logits(self, query: Vector, candidates: Vector | PreparedCandidates) -> Vector:
         """Logits [K] of the first step. query [d], candidates [K, d]."""
         prepared = self._prepared(candidates)
@@ -120,19 +139,31 @@ class SelectorPolicy(ABC):
         self, queries: Vector, candidates: PreparedCandidates, shots: int, beam: int = 1, closed: Mask | None = None
     ) -> list[list[Choice]]:
         """`choose_beams` for each of queries [B, d], from one pool or one each; nothing `closed` [B, K] is ever chosen."""
-        self._check_width("query", queries, 2)
         prepared = self._prepared(candidates)
-        smallest = len(prepared) if closed is None else len(prepared) - int(closed.sum(axis=1).max())
-        if not 0 <= shots <= smallest:
-            raise InvalidConfig(field="shots", reason=f"{shots}, the pool has {smallest} candidates")
-        if beam < 1:
-            raise InvalidConfig(field="beam", reason=f"{beam}, must be at least 1")
+        _check_search(prepared, shots, beam, closed)
+        return self.choose_from(self.begin(queries, prepared.context, closed), prepared, shots, beam, closed)
+
+    def begin(self, queries: Vector, attended: Vector, closed: Mask | None = None) -> PolicyState:
+        """State of an empty pointer for each of queries [B, d] that attends to contexts `attended` [n, h] or [B, n, h], which
+        are those of its pool or stand for them, but not to those that are `closed` [B, n]."""
+        self._check_width("query", queries, 2)
         with np.errstate(over="ignore", invalid="ignore"):
-            state = self._begin(measurable("query", self._project(queries)), prepared.context, closed)
-            first = self._scores(state.direction, prepared, 1, closed)
+            return self._begin(measurable("query", self._project(queries)), attended, closed)
+
+    def choose_from(
+        self, state: PolicyState, candidates: PreparedCandidates, shots: int, beam: int = 1, closed: Mask | None = None
+    ) -> list[list[Choice]]:
+        """`choose_many` for queries that `begin` has been done for."""
+        _check_search(candidates, shots, beam, closed)
+        with np.errstate(over="ignore", invalid="ignore"):
+            first = self._scores(state.direction, candidates, 1, closed)
             if beam == 1 and not self._sees_choices:
                 return _best_in_order(first[:, 0], shots)
-            return self._search(state, first, prepared, shots, beam, closed)
+            return self._search(state, first, candidates, shots, beam, closed)
+
+    def keys(self, candidates: PreparedCandidates) -> Vector:
+        """[..., K, h] of unit length: a logit is the product of a state's direction and a key, over the temperature."""
+        return (candidates.context @ self._weights["cand_proj.weight"].T) / candidates.lengths[..., None]
 
     def _search(
         self, state: PolicyState, first: Vector, prepared: PreparedCandidates, shots: int, beam: int, closed: Mask | None
@@ -206,6 +237,14 @@ def weighted_sums(weights: Vector, context: Vector) -> Vector:
     if context.ndim == 2:
         return (_rows(weights) @ context).reshape(*weights.shape[:2], context.shape[1])
     return weights @ context
+
+
+def _check_search(candidates: PreparedCandidates, shots: int, beam: int, closed: Mask | None) -> None:
+    smallest = len(candidates) if closed is None else len(candidates) - int(closed.sum(axis=1).max())
+    if not 0 <= shots <= smallest:
+        raise InvalidConfig(field="shots", reason=f"{shots}, the pool has {smallest} candidates")
+    if beam < 1:
+        raise InvalidConfig(field="beam", reason=f"{beam}, must be at least 1")
 
 
 def _rows(values: Vector) -> Vector:

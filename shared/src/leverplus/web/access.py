@@ -43,6 +43,8 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("POST", "/train"): "write",
     ("POST", "/sweep"): "write",
     ("POST", "/evaluate"): "write",
+    ("POST", "/headroom"): "write",
+    ("POST", "/estimate"): "write",
     ("GET", "/jobs"): "read",
     ("GET", "/jobs/{job_id}"): "read",
     ("GET", "/jobs/{job_id}/events"): "read",

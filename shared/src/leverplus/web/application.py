@@ -8,7 +8,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from socket import socket
 from typing import Any
@@ -17,12 +17,14 @@ import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from starlette.datastructures import QueryParams
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
-from leverplus.errors import InvalidInput, shorten
+from leverplus.errors import InvalidInput, LeverPlusError, shorten
 from leverplus.keys import KeyFile
 from leverplus.web.access import Access, AccessSettings, describe_access
 from leverplus.web.body_limit import BodyLimit
@@ -69,6 +71,7 @@ def create_service(
     )
     access = access or AccessSettings.model_validate({})
     app.state.registry = registry or CollectorRegistry()
+    app.state.registry.register(_Readiness(ready))
     app.state.stopping = stopping
     install_problem_handlers(app)
     for middleware in innermost:
@@ -140,6 +143,22 @@ def _with_request_id(record: logging.LogRecord) -> bool:
 
 def _operation_id(route: APIRoute) -> str:
     return route.name
+
+
+class _Readiness(Collector):
+    """What /health/ready says, as a metric: 1 or 0."""
+
+    def __init__(self, ready: Callable[[], str | None]) -> None:
+        self._ready = ready
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        try:
+            self._ready()
+        except LeverPlusError:
+            is_ready = 0
+        else:
+            is_ready = 1
+        yield GaugeMetricFamily("leverplus_ready", "1 while the service can do its work", value=is_ready)
 
 
 class _SingleParameters:

@@ -13,6 +13,8 @@ GENERATE = "generate"
 GENERATE_SHARD = "generate-shard"
 TRAIN = "train"
 EVALUATE = "evaluate"
+HEADROOM = "headroom"
+ESTIMATE = "estimate"
 SWEEP = "sweep"
 
 
@@ -29,5 +31,7 @@ JOB_FUNCTIONS: Mapping[str, JobFunction] = {
     GENERATE_SHARD: _imported("pointer_trainer.jobs.generate", "generate_shard"),
     TRAIN: _imported("pointer_trainer.jobs.train", "train_selector"),
     EVALUATE: _imported("pointer_trainer.jobs.evaluate", "evaluate"),
+    HEADROOM: _imported("pointer_trainer.jobs.headroom", "headroom"),
+    ESTIMATE: _imported("pointer_trainer.jobs.estimate", "estimate_selector"),
     SWEEP: _imported("pointer_trainer.jobs.sweep", "sweep"),
 }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,91 +11,136 @@ import numpy as np
 from leverplus.checkpoints import CheckpointInfo, load_checkpoint
 from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
-from leverplus.errors import InvalidInput
-from leverplus.evaluation import Cell, Evaluation, accuracy_table, difference_table, summarise
+from leverplus.evaluation import Evaluation, summarise
 from leverplus.files import atomic_file, write_json
 from leverplus.fingerprint import Fingerprint, PartName
-from leverplus.ids import ItemId
 from leverplus.policies import selector_policy
 from leverplus.pools import Pools
 from pointer_trainer.context import JobContext
+from pointer_trainer.evaluation_report import as_html, as_markdown
+from pointer_trainer.measuring import Measured, measure
+from pointer_trainer.openings import read_openings, record_opening
+from pointer_trainer.per_query import write_per_query
 from pointer_trainer.pool_check import evaluation_policy
 from pointer_trainer.query_sample import sample_queries
 from pointer_trainer.replicas import Replicas
 from pointer_trainer.requests import EvaluateRequest
-from pointer_trainer.scored_queries import AskedQuery, ModeCounts, Scorer
-from pointer_trainer.systems import Choices, Systems, accuracies, choose, selector_names
+from pointer_trainer.scored_queries import Scorer
+from pointer_trainer.systems import Selector, Systems, Unavailable, available, choose, fixed_pointers, system_names
 from pointer_trainer.trained_on import count_trained_on
 
 
-@dataclass
-class _Scored:
-    """Accuracies of the queries whose every pointer has a score, and the ids of the others."""
+@dataclass(frozen=True)
+class _Contest:
+    """Everything that an evaluation compares, opened."""
 
-    query_ids: list[ItemId] = field(default_factory=list[ItemId])
-    accuracies: list[dict[Cell, float]] = field(default_factory=list[dict[Cell, float]])
-    left_out: list[ItemId] = field(default_factory=list[ItemId])
-    counts: ModeCounts = field(default_factory=ModeCounts)
+    dataset: Dataset
+    embeddings: Embeddings
+    pools: Pools
+    infos: Sequence[CheckpointInfo]
+    systems: Systems
+    unavailable: Sequence[Unavailable]
+
+    @property
+    def own(self) -> Fingerprint:
+        return Fingerprint(dataset=self.dataset.fingerprint(), pool=self.pools.fingerprint())
+
+    @property
+    def learned(self) -> dict[str, list[str]]:
+        """System -> its checkpoints, one for each training seed."""
+        found: dict[str, list[str]] = {}
+        for selector in self.systems.selectors:
+            found.setdefault(selector.system, []).append(selector.checkpoint)
+        return found
 
 
 def evaluate(context: JobContext) -> dict[str, Any]:
-    """Table rows with intervals and paired differences; evaluation.json and evaluation.md in the run directory.
+    """Table rows with intervals and paired differences, on all queries and on nested parts of them.
 
-    A query with a pointer that has no score (no annotated answers) is left out for all systems, and counted. `trained_on`
-    counts for each checkpoint the queries that are in its RL data (None: unknown), `beyond_training` lists the rows with more
-    shots than the checkpoint was trained for; both are warned about in the log and in the Markdown.
+    evaluation.json, evaluation.md, evaluation.html and per_query.parquet in the run directory. A query with a pointer that has no
+    score (no annotated answers) is left out for all systems, and counted. `trained_on` counts for each checkpoint the queries
+    that are in its RL data (None: unknown), `beyond_training` lists the rows with more shots than the checkpoint was trained for;
+    both are warned about in the log and in the reports. A test split is opened on the record, before it is scored.
     """
     request = EvaluateRequest.model_validate(context.config)
+    root = context.data_root
+    contest = _open(context, request)
+    dataset, infos = contest.dataset, contest.infos
+    query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
+    if request.final is not None:
+        record_opening(
+            root,
+            request.dataset,
+            job_id=context.job_id,
+            by=request.final.by,
+            split=request.split,
+            queries=len(query_ids),
+            checkpoints=request.checkpoints,
+            dataset_sha256=dataset.info.sha256,
+        )
+    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
+        scorer = Scorer(
+            replicas, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
+        )
+        measured = measure(
+            context,
+            scorer,
+            lambda query_id: choose(contest.systems, contest.embeddings, contest.pools, query_id),
+            query_ids,
+            own=contest.own,
+            accept=lambda found: _require_same(infos, found, ("generation", "metric")),
+        )
+    parts = _summaries(context, request, contest, measured)
+    fingerprint = scorer.fingerprint or Fingerprint()
+    trained_on = {info.checkpoint_id: count_trained_on(root, info, measured.query_ids) for info in infos}
+    beyond = _beyond_training(contest.systems.selectors, infos, request.shots)
+    warnings = [*_warnings(trained_on, beyond, len(measured.query_ids)), *measured.counts.warnings]
+    for warning in warnings:
+        context.logger.warning(warning)
+    own = contest.own
+    result: dict[str, Any] = {
+        **parts[-1].to_json(),
+        "sizes": [{"queries": part.rows[0].n, **part.to_json()} for part in parts],
+        "dataset": request.dataset,
+        "split": request.split,
+        "answers_source": dataset.info.answers_source,
+        "queries": len(measured.query_ids),
+        "queries_left_out": len(measured.left_out),
+        "random_draws": request.draws,
+        "baselines": list(contest.systems.baselines),
+        "unavailable": [one._asdict() for one in contest.unavailable],
+        "checkpoints": contest.learned,
+        "comparisons": len(parts[-1].differences),
+        "trained_on": trained_on,
+        "beyond_training": beyond,
+        "scores": measured.counts.to_json(),
+        "fingerprint": Fingerprint(own.dataset, own.pool, fingerprint.generation, fingerprint.metric).to_json(),
+        "test_openings": [opening.model_dump() for opening in read_openings(root, request.dataset)],
+        "warnings": warnings,
+        "run_folder": str(context.run_folder),
+        "per_query_sha256": write_per_query(context.run_folder, measured, dataset, fence=context.fence),
+    }
+    result["markdown"] = as_markdown(result)
+    _write(context, result)
+    return result
+
+
+def _open(context: JobContext, request: EvaluateRequest) -> _Contest:
     root = context.data_root
     dataset = Dataset.open(root.dataset(request.dataset))
     embeddings = Embeddings.open(root.embeddings(request.dataset), dataset)
     loaded = [load_checkpoint(root.checkpoint(checkpoint_id)) for checkpoint_id in request.checkpoints]
     infos = [info for _, info in loaded]
     pools = Pools(dataset, embeddings, evaluation_policy(request, infos))
-    own = Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint())
-    _require_same(infos, own, ("dataset", "pool"))
-    policies = [selector_policy(tensors, info.selector_config) for tensors, info in loaded]
-    selectors = dict(zip(selector_names(infos), policies, strict=True))
-    systems = Systems(selectors, request.shots, request.draws, request.beam, request.seed)
-    query_ids = sample_queries(dataset, request.split, request.queries, request.seed)
-    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
-        scorer = Scorer(
-            replicas, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
-        )
-        scored = _score(context, scorer, systems, embeddings, pools, query_ids, infos)
-    if not scored.query_ids:
-        raise InvalidInput(
-            f"none of {len(query_ids)} queries of split {request.split!r} has annotated answers: nothing to compare"
-        )
-    cells = list(scored.accuracies[0])
-    per_query = {cell: np.asarray([row[cell] for row in scored.accuracies]) for cell in cells}
-    images = [dataset.item(query_id).image_id for query_id in scored.query_ids]
-    context.step("bootstrap", 0, 1)
-    evaluation = summarise(per_query, images, draws=request.bootstrap_draws, seed=request.seed, baselines=request.baselines)
-    context.step("bootstrap", 1, 1, **scored.counts.to_json())
-    fingerprint = scorer.fingerprint or Fingerprint()
-    trained_on = {info.checkpoint_id: count_trained_on(root, info, scored.query_ids) for info in infos}
-    beyond = _beyond_training(selectors, infos, request.shots)
-    warnings = [*_warnings(trained_on, beyond, len(scored.query_ids)), *scored.counts.warnings]
-    for warning in warnings:
-        context.logger.warning(warning)
-    result = {
-        **evaluation.to_json(),
-        "dataset": request.dataset,
-        "split": request.split,
-        "answers_source": dataset.info.answers_source,
-        "queries": len(scored.query_ids),
-        "queries_left_out": len(scored.left_out),
-        "random_draws": request.draws,
-        "checkpoints": dict(zip(selectors, request.checkpoints, strict=True)),
-        "trained_on": trained_on,
-        "beyond_training": beyond,
-        "scores": scored.counts.to_json(),
-        "fingerprint": Fingerprint(own.dataset, own.pool, fingerprint.generation, fingerprint.metric).to_json(),
-        "markdown": _markdown(request, dataset, evaluation, scored, warnings),
-    }
-    _write(context, result, scored, cells)
-    return result
+    _require_same(infos, Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint()), ("dataset", "pool"))
+    fixed = fixed_pointers(infos)
+    baselines, unavailable = available(request.baselines, request.shots, fixed, embeddings)
+    selectors = [
+        Selector(info.checkpoint_id, system, selector_policy(tensors, info.selector_config))
+        for (tensors, info), system in zip(loaded, system_names(infos), strict=True)
+    ]
+    systems = Systems(baselines, selectors, fixed, request.shots, request.draws, request.beam, request.seed)
+    return _Contest(dataset, embeddings, pools, infos, systems, unavailable)
 
 
 def _require_same(infos: Sequence[CheckpointInfo], found: Fingerprint, parts: Sequence[PartName]) -> None:
@@ -106,49 +150,45 @@ def _require_same(infos: Sequence[CheckpointInfo], found: Fingerprint, parts: Se
         info.fingerprint.require_same(found, subject=subject, parts=parts)
 
 
-def _score(
-    context: JobContext,
-    scorer: Scorer,
-    systems: Systems,
-    embeddings: Embeddings,
-    pools: Pools,
-    query_ids: Sequence[ItemId],
-    infos: Sequence[CheckpointInfo],
-) -> _Scored:
-    waiting: dict[int, Choices] = {}
-    scored = _Scored()
+def _summaries(context: JobContext, request: EvaluateRequest, contest: _Contest, measured: Measured) -> list[Evaluation]:
+    """One for each nested number of queries, the last over all.
 
-    def asked() -> Generator[AskedQuery]:
-        for query_id in query_ids:
-            waiting[query_id] = choices = choose(systems, embeddings, pools, query_id)
-            yield AskedQuery(query_id, tuple(dict.fromkeys(pointer for pointers in choices.values() for pointer in pointers)))
-
-    context.step("score", 0, len(query_ids), **scored.counts.to_json())
-    with closing(scorer.score(asked())) as batches:
-        for batch in batches:
-            if not scored.query_ids and not scored.left_out:
-                own = Fingerprint(dataset=pools.dataset.fingerprint())
-                own.require_same(batch.fingerprint, subject="the scorer's answer", parts=("dataset",))
-                _require_same(infos, batch.fingerprint, ("generation", "metric"))
-            scored.counts.add(batch.stats)
-            for query, candidates in batch.queries:
-                by_pointer = dict(zip(query.pointers, (candidate.vqa_acc_score for candidate in candidates), strict=True))
-                row = accuracies(waiting.pop(query.query_id), by_pointer)
-                if row is None:
-                    scored.left_out.append(ItemId(query.query_id))
-                else:
-                    scored.query_ids.append(ItemId(query.query_id))
-                    scored.accuracies.append(row)
-            done = len(scored.query_ids) + len(scored.left_out)
-            context.step("score", done, len(query_ids), **scored.counts.to_json())
-    return scored
+    The checkpoints are compared with the baselines and each other; without any, the baselines are with each other.
+    """
+    cells, learned = measured.cells(), list(contest.learned)
+    images = [contest.dataset.item(query_id).image_id for query_id in measured.query_ids]
+    asked = len(measured.query_ids) + len(measured.left_out)
+    parts = [
+        set(sample_queries(contest.dataset, request.split, size, request.seed))
+        for size in sorted(set(request.sizes))
+        if size < asked
+    ]
+    found: list[Evaluation] = []
+    context.step("bootstrap", 0, len(parts) + 1, **measured.counts.to_json())
+    for number, part in enumerate([*parts, set(measured.query_ids)], start=1):
+        rows = np.flatnonzero([query_id in part for query_id in measured.query_ids])
+        if len(rows):
+            evaluation = summarise(
+                {cell: values[..., rows] for cell, values in cells.items()},
+                [images[row] for row in rows],
+                draws=request.bootstrap_draws,
+                seed=request.seed,
+                baselines=[*contest.systems.baselines, *learned],
+                seeded=learned,
+                learned=learned or None,
+            )
+            found.append(evaluation)
+        context.step("bootstrap", number, len(parts) + 1, **measured.counts.to_json())
+    return found
 
 
-def _beyond_training(names: Iterable[str], infos: Sequence[CheckpointInfo], shots: Sequence[int]) -> list[dict[str, Any]]:
+def _beyond_training(
+    selectors: Sequence[Selector], infos: Sequence[CheckpointInfo], shots: Sequence[int]
+) -> list[dict[str, Any]]:
     """The rows whose number of shots is above all that the checkpoint states; one that states none is not judged."""
     return [
-        {"system": name, "checkpoint": info.checkpoint_id, "shots": count, "trained_for": max(info.shots)}
-        for name, info in zip(names, infos, strict=True)
+        {"system": selector.system, "checkpoint": info.checkpoint_id, "shots": count, "trained_for": max(info.shots)}
+        for selector, info in zip(selectors, infos, strict=True)
         for count in sorted(shots)
         if info.shots and count > max(info.shots)
     ]
@@ -172,32 +212,9 @@ def _warnings(trained_on: Mapping[str, int | None], beyond: Sequence[Mapping[str
     return lines
 
 
-def _markdown(
-    request: EvaluateRequest, dataset: Dataset, evaluation: Evaluation, scored: _Scored, warnings: Sequence[str]
-) -> str:
-    answers = {
-        "human": "human answers",
-        "replicated": "one answer, repeated ten times in place of ten annotators'",
-        "simulated": "simulated answers of ten annotators",
-    }[dataset.info.answers_source]
-    counts = scored.counts
-    head = (
-        f"VQA accuracy in percent with 95 % intervals, {len(scored.query_ids)} queries of {request.dataset}, split "
-        f"{request.split}, {evaluation.images} images; {answers}. Scores: {counts.file} by the metric over ten answers, "
-        f"{counts.fallback} by fallback, {counts.error} without; {len(scored.left_out)} queries left out. "
-        f"random: mean of {request.draws} draws a query.\n\n"
-    )
-    noted = "".join(f"Warning: {warning}\n\n" for warning in warnings)
-    return f"{head}{noted}{accuracy_table(evaluation)}\n{difference_table(evaluation)}"
-
-
-def _write(context: JobContext, result: dict[str, Any], scored: _Scored, cells: Sequence[Cell]) -> None:
-    write_json(context.run_folder / "evaluation.json", result, fence=context.fence)
-    columns = [
-        {"system": system, "shots": shots, "accuracy": [row[system, shots] for row in scored.accuracies]}
-        for system, shots in cells
-    ]
-    per_query = {"query_ids": scored.query_ids, "left_out": scored.left_out, "cells": columns}
-    write_json(context.run_folder / "per_query.json", per_query, fence=context.fence)
-    with atomic_file(context.run_folder / "evaluation.md", fence=context.fence) as stream:
-        stream.write(result["markdown"].encode())
+def _write(context: JobContext, result: Mapping[str, Any]) -> None:
+    folder, fence = context.run_folder, context.fence
+    write_json(folder / "evaluation.json", result, fence=fence)
+    for name, text in (("evaluation.md", result["markdown"]), ("evaluation.html", as_html(result))):
+        with atomic_file(folder / name, fence=fence) as stream:
+            stream.write(text.encode())

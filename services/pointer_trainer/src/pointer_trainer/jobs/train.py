@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidRlData
 from leverplus.files import file_sha256, remove_folder
 from leverplus.fingerprint import Fingerprint
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.rl_data import RlData
+from leverplus.pools import Pools
 from pointer_trainer.context import JobContext
 from pointer_trainer.metrics_writers import open_writers
 from pointer_trainer.phases import SUFFIXES
+from pointer_trainer.pool_policy import pool_policy
 from pointer_trainer.requests import TrainRequest
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.train_config import read_train_config
@@ -79,20 +78,3 @@ def train_selector(context: JobContext) -> dict[str, Any]:
         "run_folder": str(context.run_folder),
         "curves": sorted(path.name for path in context.run_folder.glob("*.png")),
     }
-
-
-def pool_policy(data: Sequence[RlData], dataset: Dataset) -> PoolPolicy:
-    """The policy that `_meta` states; else one shared pool of all ids that are in a pool of the files.
-
-    The latter is what a file of the reference gets: it does not say how its pools came about. Such a file may show a query's
-    own image in a demonstration, so its pools leave out the query alone. InvalidRlData where those ids are of several splits.
-    """
-    stated = data[0].meta.get("pool_policy")
-    if stated is not None:
-        return PoolPolicy.from_json(stated)
-    ids = sorted({item_id for each in data for record in each.records for item_id in record.candidate_pool_ids})
-    splits = sorted({dataset.item(item_id).split for item_id in ids})
-    if len(splits) != 1:
-        reason = f"ids of splits {splits}; demonstrations must come from one split"
-        raise InvalidRlData(file="RL data", query=None, field="candidate_pool_ids", reason=reason)
-    return PoolPolicy(sampler="from_pointers", candidate_split=splits[0], exclude=("query",), ids=tuple(ids))

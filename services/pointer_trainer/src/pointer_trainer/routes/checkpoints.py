@@ -13,6 +13,8 @@ from leverplus.checkpoints import list_checkpoints, load_checkpoint
 from leverplus.deployments import Deployment, list_deployments, promote, rollback
 from leverplus.selector_health import checkpoint_health, health_warnings
 from pointer_trainer.deletion import Deleted, Kept, delete_checkpoint, prune_checkpoints
+from pointer_trainer.gate import judge
+from pointer_trainer.openings import Opening, list_openings
 from pointer_trainer.requests import PromoteRequest, PruneRequest, RollbackRequest
 from pointer_trainer.routes.broken import Broken, BrokenList
 from pointer_trainer.state import State
@@ -25,8 +27,11 @@ DryRun = Annotated[bool, Query(description="say what would go, delete nothing")]
 
 
 class CheckpointList(BaseModel):
+    """`test_openings`: dataset -> the final evaluations that opened its test split, oldest first."""
+
     checkpoints: list[dict[str, Any]]
     broken: BrokenList = []
+    test_openings: dict[str, list[Opening]] = {}
 
 
 class DeploymentList(BaseModel):
@@ -49,22 +54,28 @@ def get_checkpoints(state: State) -> CheckpointList:
     return CheckpointList(
         checkpoints=[info.to_json() for info in found],
         broken=[Broken(name=name, reason=str(error)) for name, error in broken.items()],
+        test_openings=list_openings(state.data_root),
     )
 
 
 @router.post("/checkpoints/{checkpoint_id}/promote")
 def promote_checkpoint(checkpoint_id: str, body: PromoteRequest, state: State) -> Deployment:
-    """Makes an alias serve the checkpoint, once it has been read whole; who and why are recorded.
+    """Makes an alias serve the checkpoint, once it has been read whole and has passed the gate; who and why are recorded.
+
+    The gate: on val, at each number of shots that the checkpoint declares, the lower bound of its paired gain over every
+    baseline, and over what the alias serves now, is above 0 after Holm. It judges by an evaluation that has been made; 409 says
+    what is missing or did not pass. With `override` it is not asked, and `gate` of the deployment is null.
 
     `health` says whether its choices depend on the query, over a sample of queries, with a warning where they hardly do; it stops
     no promotion.
     """
     root = state.data_root
     tensors, info = load_checkpoint(root.checkpoint(checkpoint_id))
+    gate = None if body.override else judge(root, state.jobs, info, alias=body.alias, evaluation=body.evaluation)
     health = checkpoint_health(root, tensors, info)
     for warning in health_warnings(health):
         logger.warning("checkpoint %s: %s", checkpoint_id, warning)
-    return promote(root, body.alias, checkpoint_id, by=body.by, reason=body.reason, health=health)
+    return promote(root, body.alias, checkpoint_id, by=body.by, reason=body.reason, gate=gate, health=health)
 
 
 @router.delete("/checkpoints/{checkpoint_id}")

@@ -19,10 +19,19 @@ from leverplus.store import Job
 from pointer_trainer.deletion import Deleted, delete_run
 from pointer_trainer.events import job_events
 from pointer_trainer.grid import read_grid
-from pointer_trainer.jobs import EMBED, EVALUATE, GENERATE, GENERATE_SHARD, SWEEP, TRAIN
+from pointer_trainer.jobs import EMBED, ESTIMATE, EVALUATE, GENERATE, GENERATE_SHARD, HEADROOM, SWEEP, TRAIN
 from pointer_trainer.pool_check import check_contract, check_pools, evaluation_policy
 from pointer_trainer.query_sample import sample_queries
-from pointer_trainer.requests import EmbeddingsRequest, EvaluateRequest, GenerateRequest, SweepConfig, SweepRequest, TrainRequest
+from pointer_trainer.requests import (
+    EmbeddingsRequest,
+    EstimateRequest,
+    EvaluateRequest,
+    GenerateRequest,
+    HeadroomRequest,
+    SweepConfig,
+    SweepRequest,
+    TrainRequest,
+)
 from pointer_trainer.reward_needs import unmet_needs
 from pointer_trainer.rl_files import open_heads
 from pointer_trainer.shards import shard_count
@@ -79,7 +88,7 @@ def _require_embeddings(state: TrainerState, dataset: str, *splits: str) -> Embe
     return manifest
 
 
-def _require_training_data(state: TrainerState, rl_data: Sequence[str]) -> None:
+def _require_rl_data(state: TrainerState, *rl_data: str) -> None:
     """That the files are there and of one contract, with embeddings of their dataset."""
     fingerprint = open_heads(state.data_root, rl_data)
     if fingerprint.dataset is not None:
@@ -114,7 +123,7 @@ def start_generation(body: GenerateRequest, response: Response, state: State, ke
 def start_training(body: TrainRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
     """Trains a selector on RL data; the result names the checkpoint."""
     config = read_train_config(body.config)
-    _require_training_data(state, body.rl_data)
+    _require_rl_data(state, *body.rl_data)
     checked = TrainRequest(rl_data=body.rl_data, config=config.model_dump(mode="json"))
     return _accept(state, response, TRAIN, checked, key)
 
@@ -126,7 +135,7 @@ def start_sweep(body: SweepRequest, response: Response, state: State, key: Idemp
     The result is a table, the best first, by held-out accuracy, which is in one unit whatever reward was trained on.
     """
     points = read_grid(body.base.config, body.axes)
-    _require_training_data(state, body.base.rl_data)
+    _require_rl_data(state, *body.base.rl_data)
     unmet = unmet_needs(state.data_root, body.base.rl_data, (point.config.reward for point in points))
     skipped = {point.number: unmet[point.config.reward] for point in points if point.config.reward in unmet}
     if skipped and (len(skipped) == len(points) or not body.skip_untrainable):
@@ -147,10 +156,11 @@ def start_sweep(body: SweepRequest, response: Response, state: State, key: Idemp
 
 @router.post("/evaluate", status_code=202)
 def start_evaluation(body: EvaluateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
-    """Compares systems on the queries of a split, with intervals.
+    """Compares systems on the queries of a split, with intervals, paired differences and what the sample could have shown.
 
-    The result's `trained_on` counts for each checkpoint the queries that are in its RL data (null: unknown), and
-    `beyond_training` lists the rows with more shots than it was trained for.
+    A test split needs `final`, which is recorded; how often it was opened stands in every result (`test_openings`). The
+    result's `trained_on` counts for each checkpoint the queries that are in its RL data (null: unknown), and `beyond_training`
+    lists the rows with more shots than it was trained for.
     """
     dataset = Dataset.open(state.data_root.dataset(body.dataset), verify=False)
     query_ids = sample_queries(dataset, body.split, body.queries, body.seed)
@@ -160,6 +170,23 @@ def start_evaluation(body: EvaluateRequest, response: Response, state: State, ke
     check_contract(dataset, manifest, policy, infos)
     check_pools(dataset, policy, query_ids, body.shots)
     return _accept(state, response, EVALUATE, body, key, checkpoints=body.checkpoints)
+
+
+@router.post("/headroom", status_code=202)
+def start_headroom(body: HeadroomRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """What choosing could gain on the queries of scored RL data: baselines, oracle, and what of that is more than luck.
+
+    Also how many queries show a gain. The baselines' pointers that were never scored are.
+    """
+    _require_rl_data(state, body.rl_data)
+    return _accept(state, response, HEADROOM, body, key)
+
+
+@router.post("/estimate", status_code=202)
+def start_estimate(body: EstimateRequest, response: Response, state: State, key: IdempotencyKey = None) -> Accepted:
+    """What a checkpoint would score, from logging draws and their propensities: direct, SNIPS, doubly robust. No VLM call."""
+    _require_rl_data(state, body.rl_data)
+    return _accept(state, response, ESTIMATE, body, key, checkpoints=[body.checkpoint])
 
 
 @router.get("/jobs")

@@ -59,7 +59,7 @@ _BLOCK: tuple[Family, ...] = (
 Size = Literal["full", "demo", "quick"]
 SIZES: dict[Size, dict[str, int]] = {
     "full": {"train": 6000, "val": 1000, "test": 2000},
-    "demo": {"train": 1000, "val": 100, "test": 400},
+    "demo": {"train": 1000, "val": 300, "test": 200},
     "quick": {"train": 200, "val": 40, "test": 60},
 }
 """Items a split of the named cuts."""
