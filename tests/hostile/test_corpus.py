@@ -88,7 +88,7 @@ def unchanged(world: World) -> Generator[World]:
 )
 def test_an_address_is_no_image(image: str, unchanged: World):
     answer = unchanged.selector.post("/select", json={"queries": [{"image": image, "question": "what?"}]})
-    assert answer.status_code == 422, answer.text[:300]
+    assert 400 <= answer.status_code < 500, answer.text[:300]
 
 
 def score(dataset: str, *pointer: int) -> dict[str, object]:
