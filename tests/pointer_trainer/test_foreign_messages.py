@@ -7,10 +7,12 @@ import json
 import pickle
 from pathlib import Path
 
+import pytest
 import redis
 from hostile_corpus import Runs
 from trainer_processes import Trainer
 
+from leverplus.errors import LeverPlusError
 from pointer_trainer.broker import Broker
 from pointer_trainer.celery_app import QUEUE, RUN_JOB, create_celery
 
@@ -38,6 +40,13 @@ def test_only_json_is_accepted_of_the_broker():
     celery = create_celery("redis://127.0.0.1:1/0")
     assert celery.conf.accept_content == ["json"]
     assert (celery.conf.task_serializer, celery.conf.result_serializer, celery.conf.event_serializer) == ("json",) * 3
+
+
+@pytest.mark.parametrize("url", ["redis://:hunter2@127.0.0.1:x/0", "redi://:hunter2@h/0", "redis://:hunter2@127.0.0.1:1/0"])
+def test_a_broker_that_cannot_be_asked_is_told_without_its_password(url: str):
+    with pytest.raises(LeverPlusError) as error:
+        Broker(url).require()
+    assert "hunter2" not in str(error.value)
 
 
 def test_messages_that_are_not_ours_are_counted_for_no_job(valkey_url: str):

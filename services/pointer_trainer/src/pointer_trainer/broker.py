@@ -23,10 +23,10 @@ class Broker:
     """One Redis (or Valkey). Every wait is limited to `timeout_s`; Unavailable when it does not answer."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = 1.0) -> None:
-        parts = urlsplit(redis_url)
-        self._shown = f"{parts.hostname}:{parts.port or 6379}"
-        self._celery: Celery = create_celery(redis_url)
         try:
+            parts = urlsplit(redis_url)
+            self._shown = f"{parts.hostname}:{parts.port or 6379}"
+            self._celery: Celery = create_celery(redis_url)
             self._redis = Redis.from_url(
                 redis_url,
                 socket_connect_timeout=timeout_s,
