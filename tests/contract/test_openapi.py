@@ -13,6 +13,7 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
+from leverplus.web.access import NEEDED, OPEN
 from pointer_trainer.app import create_app as create_trainer
 from pointer_trainer.settings import TrainerSettings
 from selector_api.app import create_app as create_selector
@@ -104,3 +105,21 @@ def test_every_operation_documents_its_problems(name: str):
             assert "default" in operation["responses"], f"{method} {path}"
             assert operation.get("summary"), f"{method} {path}"
             assert operation.get("description"), f"{method} {path} says nothing of what it does"
+
+
+@pytest.mark.parametrize(("name", "create"), APPS)
+def test_every_operation_has_a_role(name: str, create: Callable[[Path], FastAPI], tmp_path: Path):
+    document = create(tmp_path).openapi()
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            asked = (method.upper(), path)
+            assert (asked in NEEDED) != (asked in OPEN), f"{asked} stands in leverplus.web.access.NEEDED, once"
+            assert operation["security"] == ([] if asked in OPEN else [{"key": []}])
+            if asked not in OPEN:
+                assert {"401", "403", "429"} <= set(operation["responses"])
+
+
+def test_no_role_is_kept_for_a_route_that_is_gone():
+    documents = [orjson.loads((GOLDENS / f"{name}.json").read_bytes()) for name in ROUTES]
+    found = {(method.upper(), path) for each in documents for path, methods in each["paths"].items() for method in methods}
+    assert set(NEEDED) | OPEN == found | {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc")}

@@ -599,7 +599,7 @@ def test_convert_stamps_the_dataset_and_drops_what_is_invalid_when_told_to(tmp_p
 
 
 def test_doctor_tells_our_services_from_others(tmp_path: Path, trainer: Listener) -> None:
-    free, ours = Ports.free(), Listener({"status": "live"})
+    free, ours = Ports.free(), Listener({"status": "live", "service": "vqa_scorer"})
     try:
         ports = {"SCORER": ours.port, "TRAINER": trainer.port, "SELECTOR": free.selector}
         answer = leverplus("doctor", data=tmp_path, **{f"LEVERPLUS_{name}_PORT": str(port) for name, port in ports.items()})

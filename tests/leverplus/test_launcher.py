@@ -282,7 +282,7 @@ def test_a_foreign_program_on_a_port_is_named(tmp_path: Path) -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                body = b'{"info": {"title": "someone else"}}'
+                body = b'{"status": "live", "service": "someone else"}'
                 head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
                 connection.sendall(head.encode() + body)
 

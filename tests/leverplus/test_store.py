@@ -70,6 +70,8 @@ def test_opening_again_or_at_once_is_harmless(database_url: str):
 
 def test_database_url_faults_are_named(tmp_path: Path):
     with pytest.raises(InvalidConfig, match="not a database URL"):
+        open_store("postgresql://me:secret@127.0.0.1:port/x")
+    with pytest.raises(InvalidConfig, match="not a database URL"):
         open_store("nonsense")
     with pytest.raises(InvalidConfig, match="mysql"):
         open_store("mysql://somewhere/db")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import nan
 
 import pytest
-from fastapi import Request
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from prometheus_client import Counter
 from pydantic import BaseModel, Field, field_validator
@@ -182,6 +182,19 @@ def test_a_repeated_query_parameter_is_refused(client: TestClient):
 def test_unknown_routes_are_problems_too(client: TestClient):
     assert client.get("/nowhere").json()["status"] == 404
     assert client.delete("/missing").json()["status"] == 405
+
+
+def test_a_method_that_a_path_has_not_is_told_those_that_it_has(client: TestClient):
+    app: FastAPI = client.app  # type: ignore[assignment]
+
+    @app.get("/things/{name}")
+    @app.delete("/things/{name}", name="delete")
+    @app.post("/things/all", name="post")
+    async def things() -> None: ...
+
+    for path, methods in [("/things/one", "DELETE, GET"), ("/things/all", "POST"), ("/missing", "GET")]:
+        answer = client.options(path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, methods), path
 
 
 def test_readiness_gives_the_reason(client: TestClient):

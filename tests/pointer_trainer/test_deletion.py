@@ -183,6 +183,8 @@ def test_pruning_without_a_condition_is_refused(api: TestClient) -> None:
 def test_age_alone_takes_what_cannot_be_ranked_too(api: TestClient, data: DataRoot) -> None:
     make(data, "old", days=9)
     make(data, "young", days=1)
+    for slip in ({"older_than_days": False}, {"older_than_days": "0"}, {"older_than_days": 0, "dry_run": 0}, {"keep_best": True}):
+        assert api.post("/checkpoints/prune", json=slip).status_code == 422, slip
     done = api.post("/checkpoints/prune", json={"older_than_days": 5}).json()
     assert ([one["name"] for one in done["deleted"]], done["kept"]) == (["old"], [])
 

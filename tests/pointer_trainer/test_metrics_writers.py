@@ -180,3 +180,13 @@ def _experiment(url: str) -> str:
     query = {"experiment_name": metrics_writers.EXPERIMENT}
     found = httpx.get(f"{url}/api/2.0/mlflow/experiments/get-by-name", params=query, timeout=30).json()
     return found["experiment"]["experiment_id"]
+
+
+def test_the_password_of_mlflow_is_not_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(MlflowWriter, "_run", lambda _: None)
+    address = "http://me:hunter2@127.0.0.1:1/a"
+    writer = MlflowWriter(address, "job-1", {}, logging.getLogger("job"))
+    with caplog.at_level(logging.WARNING, "job"):
+        writer._switch_off(f"no answer from {address}, whose password is me:hunter2")  # pyright: ignore[reportPrivateUsage]
+    assert "hunter2" not in caplog.text
+    assert "MLflow at http://…@127.0.0.1:1/a" in caplog.text

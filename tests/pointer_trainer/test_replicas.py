@@ -59,7 +59,7 @@ class FakeClient:
 def clients(monkeypatch: pytest.MonkeyPatch) -> Generator[list[FakeClient]]:
     made: list[FakeClient] = []
 
-    def make(url: str) -> FakeClient:
+    def make(url: str, key: str | None = None) -> FakeClient:
         made.append(FakeClient())
         return made[-1]
 

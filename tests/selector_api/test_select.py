@@ -340,7 +340,7 @@ def test_images(client: TestClient) -> None:
     assert response.status_code == 200
     assert response.content == PNG
     assert response.headers["content-type"] == "image/png"
-    assert response.headers["cache-control"] == "public, max-age=3600"
+    assert response.headers["cache-control"] == "private, max-age=3600"
     again = client.get("/items/toy/0/image", headers={"If-None-Match": response.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
     assert client.get("/items/toy/1/image").headers["content-type"] == "image/jpeg"

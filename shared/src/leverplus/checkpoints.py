@@ -17,10 +17,11 @@ import orjson
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from leverplus.data_root import DataRoot
+from leverplus.data_root import DataRoot, is_name
 from leverplus.errors import Conflict, InvalidCheckpoint, InvalidConfig, InvalidInput, LeverPlusError, NotFound, shorten
 from leverplus.files import Fence, atomic_folder, file_sha256, write_json
 from leverplus.fingerprint import Fingerprint
+from leverplus.ids import MAX_SHOTS
 from leverplus.selector.config import SelectorConfig, tensor_shapes
 
 FORMAT = "leverplus-checkpoint-1"
@@ -110,9 +111,14 @@ def read_info(folder: Path) -> CheckpointInfo:
     }
     for name, kind in expected.items():
         if not isinstance(value[name], kind):
-            raise InvalidCheckpoint(path=path, reason=f"field {name!r} is {value[name]!r}, expected a {kind.__name__}")
-    if not all(type(count) is int for count in value["shots"]):
-        raise InvalidCheckpoint(path=path, reason=f"field 'shots' is {value['shots']!r}, expected whole numbers")
+            raise InvalidCheckpoint(
+                path=path, reason=f"field {name!r} is {shorten(repr(value[name]))}, expected a {kind.__name__}"
+            )
+    if not value["shots"] or not all(type(count) is int and 0 <= count <= MAX_SHOTS for count in value["shots"]):
+        reason = f"field 'shots' is {shorten(repr(value['shots']))}, expected whole numbers of 0 to {MAX_SHOTS}, one at least"
+        raise InvalidCheckpoint(path=path, reason=reason)
+    if not is_name(value["dataset"]):
+        raise InvalidCheckpoint(path=path, reason=f"field 'dataset' is {shorten(repr(value['dataset']))}, which is no valid name")
     for stated in value["rl_data"]:
         if not (isinstance(stated, dict) and all(isinstance(stated.get(name), str) for name in ("id", "sha256"))):
             raise InvalidCheckpoint(path=path, reason=f"field 'rl_data' holds {stated!r}, expected objects of id and sha256")

@@ -44,9 +44,12 @@ _KINDS: dict[str, type[errors.LeverPlusError]] = {
         errors.InvalidIndex,
         errors.InvalidConfig,
         errors.IdOutsidePool,
+        errors.NotAuthenticated,
+        errors.NotAllowed,
         errors.NotFound,
         errors.Conflict,
         errors.QueueFull,
+        errors.TooManyRequests,
         errors.NotInstalled,
         errors.Unavailable,
         errors.DeadlineExceeded,
@@ -65,6 +68,8 @@ def raise_problem(response: httpx.Response) -> None:
     except ValueError:
         document = {"detail": response.text[:500] or response.reason_phrase}
     by_status: dict[int, type[errors.LeverPlusError]] = {
+        401: errors.NotAuthenticated,
+        403: errors.NotAllowed,
         404: errors.NotFound,
         409: errors.Conflict,
         422: errors.InvalidInput,
@@ -120,6 +125,15 @@ def checked_url(service: str, base_url: str) -> str:
     return stripped
 
 
+def key_headers(key: str | None) -> dict[str, str]:
+    """InvalidConfig, which does not repeat it, for a key that no header can hold."""
+    if key is None:
+        return {}
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        raise errors.InvalidConfig(field="key", reason="it is no key as `leverplus keys new` prints them; is it cut or quoted?")
+    return {"Authorization": f"Bearer {key}"}
+
+
 @contextmanager
 def transport_errors(service: str, base_url: str, asked: str, limit_s: float | None) -> Generator[None]:
     """httpx's errors of the connection as LeverPlusErrors."""
@@ -133,14 +147,25 @@ def transport_errors(service: str, base_url: str, asked: str, limit_s: float | N
 
 
 class ServiceClient:
-    """One service at `base_url`, InvalidConfig if that is no http URL. Connection failures are raised as Unavailable."""
+    """One service at `base_url`, InvalidConfig if that is no http URL. `key`: what it is asked with, where it has keys.
+
+    Connection failures are raised as Unavailable.
+    """
 
     service = "service"
 
-    def __init__(self, base_url: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        key: str | None = None,
+        timeout_s: float = 60.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self.base_url = checked_url(self.service, base_url)
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S)
-        self._http = httpx.Client(base_url=self.base_url, timeout=timeout, transport=transport, mounts=DIRECT)
+        headers = key_headers(key)
+        self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout, transport=transport, mounts=DIRECT)
 
     def __enter__(self) -> Self:
         return self
@@ -166,10 +191,10 @@ class ServiceClient:
     def _transport_errors(self, asked: str) -> AbstractContextManager[None]:
         return transport_errors(self.service, self.base_url, asked, self._http.timeout.read)
 
-    def title(self) -> str | None:
-        """What the service calls itself; None where something else answers."""
+    def name(self) -> str | None:
+        """What the service calls itself, which takes no key; None where something else answers."""
         try:
-            return str(self.request("GET", "/openapi.json").json()["info"]["title"])
+            return str(self.request("GET", "/health/live").json()["service"])
         except (errors.NotFound, ValueError, KeyError, TypeError):
             return None
 

@@ -4,10 +4,13 @@
     ├── InvalidInput            422  what was sent cannot be used; nothing was changed
     │   ├── InvalidDataset, InvalidRlData, InvalidPointer, InvalidEmbeddings, InvalidCheckpoint, InvalidConfig
     │   └── IdOutsidePool       also a KeyError
+    ├── NotAuthenticated        401  no key, or one that is nobody's
+    ├── NotAllowed              403  the key's role does not do
     ├── NotFound                404
     ├── Conflict                409
     │   └── FingerprintMismatch      two things made under different contracts
     ├── QueueFull               429  with Retry-After
+    │   └── TooManyRequests         of one key
     ├── NotInstalled            501  an optional part of the installation that this needs is missing here
     ├── Unavailable             503  something that is needed is away: broker, database, weights, a service
     ├── DeadlineExceeded        504
@@ -96,6 +99,18 @@ class IdOutsidePool(InvalidInput, KeyError):
     template = "{file}: query {query}: field {field}: item {item_id} is not among the {pool_size} ids of candidate_pool_ids"
 
 
+class NotAuthenticated(LeverPlusError):
+    status = 401
+    title = "Not authenticated"
+    template = "{reason}; send `Authorization: Bearer <key>`: clients of ours take key=, the command line LEVERPLUS_KEY"
+
+
+class NotAllowed(LeverPlusError):
+    status = 403
+    title = "Not allowed"
+    template = "key {key!r} has the role {role}, {asked} needs {needed}"
+
+
 class NotFound(LeverPlusError):
     status = 404
     title = "Not found"
@@ -127,6 +142,11 @@ class QueueFull(LeverPlusError):
     status = 429
     title = "Queue is full"
     template = "{what} holds {size} of {limit} places; try again in {retry_after_s} s"
+
+
+class TooManyRequests(QueueFull):
+    title = "Too many requests"
+    template = "key {key!r} may make {rate:g} requests a second; try again in {retry_after_s} s"
 
 
 class NotInstalled(LeverPlusError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from leverplus.ids import MAX_SHOTS
 from leverplus.metric import PostprocessingName
@@ -38,9 +38,11 @@ class ScoreQuery(_Wire):
 
 
 class ScoreOptions(_Wire):
-    gt_prob: Annotated[bool, Field(description="Fill vqa_gt_prob; refused by engines without probabilities of answers")] = False
-    info_score: Annotated[bool, Field(description="Fill info_score; refused likewise")] = False
-    strict: Annotated[bool, Field(description="Refuse queries with fewer than ten annotated answers")] = False
+    gt_prob: Annotated[StrictBool, Field(description="Fill vqa_gt_prob; refused by engines without probabilities of answers")] = (
+        False
+    )
+    info_score: Annotated[StrictBool, Field(description="Fill info_score; refused likewise")] = False
+    strict: Annotated[StrictBool, Field(description="Refuse queries with fewer than ten annotated answers")] = False
     flavour: Literal["official", "lever_plus"] = "official"
     postprocessing: Annotated[
         PostprocessingName, Field(description="How the answer is found in the VLM's text, which is stored as it is")

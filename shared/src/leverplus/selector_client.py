@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import httpx
 from typing_extensions import Unpack
 
-from leverplus.client import CONNECT_LIMIT_S, DIRECT, ServiceClient, checked_url, raise_problem, transport_errors
+from leverplus.client import CONNECT_LIMIT_S, DIRECT, ServiceClient, checked_url, key_headers, raise_problem, transport_errors
 from leverplus.errors import LeverPlusError
 from leverplus.retrying import RetryPolicy, retry_after_s
 from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, AskedQuery, Choosing, Prompt, Selection
@@ -47,11 +47,12 @@ class SelectorClient(ServiceClient):
         self,
         base_url: str,
         *,
+        key: str | None = None,
         timeout_s: float = 60.0,
         retry: RetryPolicy = PATIENCE,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        super().__init__(base_url, timeout_s=timeout_s, transport=transport)
+        super().__init__(base_url, key=key, timeout_s=timeout_s, transport=transport)
         self._retry = retry
 
     def select(self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]) -> Selection:
@@ -99,6 +100,7 @@ class AsyncSelectorClient:
         self,
         base_url: str,
         *,
+        key: str | None = None,
         timeout_s: float = 60.0,
         retry: RetryPolicy = PATIENCE,
         connections: int = 16,
@@ -109,6 +111,7 @@ class AsyncSelectorClient:
         self._places = asyncio.Semaphore(connections)
         self._http = httpx.AsyncClient(
             base_url=self.base_url,
+            headers=key_headers(key),
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             transport=transport,

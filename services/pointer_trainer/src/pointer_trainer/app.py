@@ -61,7 +61,7 @@ def create_app(settings: TrainerSettings) -> FastAPI:
             state.broker.close()
             engine.dispose()
 
-    app = create_service("pointer_trainer", ready=ready, lifespan=lifespan, body_limit_exempt=("POST /rl-data",))
+    app = create_service("pointer_trainer", ready=ready, access=settings, lifespan=lifespan, body_limit_exempt=("POST /rl-data",))
     app.state.registry.register(TrainerGauges(engine, state.broker, settings.data_root))
     app.state.trainer = state
     for router in (jobs.router, data.router, checkpoints.router):

@@ -23,10 +23,10 @@ class Broker:
     """One Redis (or Valkey). Every wait is limited to `timeout_s`; Unavailable when it does not answer."""
 
     def __init__(self, redis_url: str, *, timeout_s: float = 1.0) -> None:
-        parts = urlsplit(redis_url)
-        self._shown = f"{parts.hostname}:{parts.port or 6379}"
-        self._celery: Celery = create_celery(redis_url)
         try:
+            parts = urlsplit(redis_url)
+            self._shown = f"{parts.hostname}:{parts.port or 6379}"
+            self._celery: Celery = create_celery(redis_url)
             self._redis = Redis.from_url(
                 redis_url,
                 socket_connect_timeout=timeout_s,
@@ -57,7 +57,7 @@ class Broker:
             raw = cast(list[bytes], self._redis.lrange(QUEUE, 0, -1))
         except RedisError as exc:
             raise self._away(exc) from exc
-        return frozenset(_job_id(message) for message in raw)
+        return frozenset(found for message in raw if (found := _job_id(message)) is not None)
 
     def workers(self) -> int:
         """How many workers it heard of lately."""
@@ -75,7 +75,11 @@ class Broker:
         return Unavailable(what="broker", reason=reason, hint="start Redis or Valkey, or correct REDIS_URL; nothing was changed")
 
 
-def _job_id(message: bytes) -> str:
-    """The only argument in a message as Celery writes it."""
-    body: list[Any] = json.loads(base64.b64decode(json.loads(message)["body"]))
-    return body[0][0]
+def _job_id(message: bytes) -> str | None:
+    """The only argument in a message as Celery writes it; None for one that is not ours, which the worker refuses."""
+    try:
+        body: list[Any] = json.loads(base64.b64decode(json.loads(message)["body"]))
+        found: object = body[0][0]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None

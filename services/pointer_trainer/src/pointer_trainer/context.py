@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import SecretStr
+
 from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled
 from leverplus.files import Fence, unfenced
@@ -56,6 +58,7 @@ class JobContext:
     logger: logging.Logger
     run: int = 1
     fence: Fence = unfenced
+    scorer_key: SecretStr | None = None
     mlflow_uri: str | None = None
     """Where training's metrics also go."""
     parent: Job | None = None

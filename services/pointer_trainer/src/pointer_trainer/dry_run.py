@@ -37,7 +37,7 @@ def estimate(context: JobContext, generation: Generation) -> dict[str, Any]:
     reason: str | None = None
     bare = 0
     waiting: list[Proposal] = []
-    with Replicas(context.scorer_urls) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
         for number, proposal in enumerate(
             propose(generation.selector, generation.embeddings, generation.pools, taken, generation.request), start=1
         ):

@@ -146,7 +146,14 @@ class MlflowWriter:
     def _switch_off(self, reason: str) -> None:
         if not self._is_off.is_set():
             self._is_off.set()
-            self._logger.warning("MLflow at %s is told nothing more: %s; metrics.jsonl has every row", self._uri, reason)
+            self._logger.warning(
+                "MLflow at %s is told nothing more: %s; metrics.jsonl has every row", self._shown(self._uri), self._shown(reason)
+            )
+
+    def _shown(self, text: str) -> str:
+        """Without the user and the password that the address may hold."""
+        secret, mark, _ = self._uri.partition("://")[2].partition("/")[0].rpartition("@")
+        return text.replace(secret + mark, "…@").replace(secret, "…") if secret else text
 
     def _run(self) -> None:
         try:

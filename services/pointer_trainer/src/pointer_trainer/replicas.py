@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from pydantic import SecretStr
+
 from leverplus.client import ScorerClient
 from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
 from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
@@ -36,8 +38,9 @@ class Replicas:
     Safe for several threads. InvalidConfig where one of `urls` is no URL of a service.
     """
 
-    def __init__(self, urls: Sequence[str], *, rest_s: float = _REST_S) -> None:
-        self._replicas = [_Replica(ScorerClient(url)) for url in urls]
+    def __init__(self, urls: Sequence[str], *, key: SecretStr | None = None, rest_s: float = _REST_S) -> None:
+        told = None if key is None else key.get_secret_value()
+        self._replicas = [_Replica(ScorerClient(url, key=told)) for url in urls]
         self._rest_s = rest_s
         self._turns = 0
         self._lock = threading.Lock()

@@ -19,7 +19,8 @@ Sampler = Literal["random", "similar_image", "similar_text", "similar_joint", "m
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # `"older_than_days": false` is a slip, not 0 days.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class PoolSettings(_Request):

@@ -71,6 +71,7 @@ def run_job(
             data_root=settings.data_root,
             run_folder=run_folder,
             scorer_urls=settings.scorer_urls,
+            scorer_key=settings.scorer_key,
             threads=settings.threads,
             progress=_ProgressWriter(jobs, lease, watch).write,
             should_stop=pulse.should_stop,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from leverplus.data_root import DataRoot
+from leverplus.web import AccessSettings
 
 LONGEST_DAYS = 36_500.0
 """Of an age that something is to have; the calendar's time before today is not much longer than 2,000 years."""
@@ -25,6 +26,9 @@ class WorkerSettings(BaseModel):
         pattern=r"[^\s,]",
         validation_alias="LEVERPLUS_SCORER_URL",
         description="several, with commas between them, share the requests",
+    )
+    scorer_key: SecretStr | None = Field(
+        None, validation_alias="LEVERPLUS_SCORER_KEY", description="key of role write, where the scorer asks for one"
     )
     threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS", description="torch threads of one job")
 
@@ -50,8 +54,7 @@ class WorkerSettings(BaseModel):
         return self.database_url or self.data_root.sqlite_url
 
 
-class TrainerSettings(WorkerSettings):
-    host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
+class TrainerSettings(WorkerSettings, AccessSettings):
     port: int = Field(8002, ge=0, le=65535, validation_alias="LEVERPLUS_TRAINER_PORT")
     max_upload_mib: int = Field(512, ge=1, validation_alias="LEVERPLUS_MAX_UPLOAD_MIB", description="largest POST /rl-data")
     reconcile_every_s: float = Field(2.0, gt=0, validation_alias="LEVERPLUS_RECONCILE_EVERY_S")

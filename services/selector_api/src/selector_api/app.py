@@ -60,6 +60,7 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
     app = create_service(
         "selector_api",
         ready=ready,
+        access=settings,
         lifespan=lifespan,
         body_limit_mib=_BODY_LIMIT_MIB,
         repeatable=("exclude",),

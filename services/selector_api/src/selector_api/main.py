@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 
+from leverplus.errors import LeverPlusError
 from leverplus.web import read_settings, serve
 from selector_api.settings import SelectorSettings
 
@@ -14,4 +16,8 @@ def main() -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(settings.threads))
     from selector_api.app import create_app
 
-    serve(create_app(settings), host=settings.host, port=settings.port)
+    try:
+        app = create_app(settings)
+    except LeverPlusError as exc:
+        sys.exit(f"error: {exc}")
+    serve(app, host=settings.host, port=settings.port)

@@ -89,7 +89,7 @@ async def image(request: Request, dataset: str, item_id: int) -> Response:
     status = os.stat(path)  # noqa: PTH116
     etag = f'"{status.st_mtime_ns:x}-{status.st_size:x}"'
     headers = {
-        "Cache-Control": f"public, max-age={_IMAGE_MAX_AGE_S}",
+        "Cache-Control": f"private, max-age={_IMAGE_MAX_AGE_S}",
         "ETag": etag,
         "X-Content-Type-Options": "nosniff",
     }

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from leverplus.data_root import DataRoot
+from leverplus.web import AccessSettings
 
 
-class SelectorSettings(BaseModel):
+class SelectorSettings(AccessSettings):
     """Read once in main.py; `threads` is taken up before numpy is imported."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True, extra="forbid")
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
-    host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
     port: int = Field(8003, ge=0, le=65535, validation_alias="LEVERPLUS_SELECTOR_PORT")
     threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS")
 

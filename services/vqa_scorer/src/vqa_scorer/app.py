@@ -64,7 +64,12 @@ def create_app(
 
     # Otherwise open requests would hold up the end until the server drops them unanswered.
     app = create_service(
-        "vqa_scorer", body_limit_mib=_BODY_LIMIT_MIB, ready=service.ready, lifespan=lifespan, stopping=service.worker.hand_back
+        "vqa_scorer",
+        ready=service.ready,
+        access=settings,
+        lifespan=lifespan,
+        body_limit_mib=_BODY_LIMIT_MIB,
+        stopping=service.worker.hand_back,
     )
     app.state.registry.register(service.metrics)
     app.include_router(create_router(service))

@@ -48,7 +48,7 @@ class OpenDatasets:
         folder = self._root.dataset(name)
         try:
             key = (name, (folder / "dataset.json").stat().st_mtime_ns)
-        except FileNotFoundError:
+        except OSError:  # also a link in a circle
             raise no_such_dataset(folder) from None
         with self._lock:
             if key not in self._open:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from leverplus.data_root import DataRoot
+from leverplus.web import AccessSettings
 
 
-class ScorerSettings(BaseModel):
+class ScorerSettings(AccessSettings):
     """`database_url` is the SQLite file of the data root where it is not given. `claim_expiry_s` is how long other scorers on the
     database wait for what one that was killed had begun; it is to be longer than the machines' clocks differ.
 
@@ -24,7 +25,6 @@ class ScorerSettings(BaseModel):
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
-    host: str = Field("127.0.0.1", validation_alias="LEVERPLUS_HOST")
     port: int = Field(8001, ge=0, le=65535, validation_alias="LEVERPLUS_SCORER_PORT")
     vlm: Path | None = Field(None, validation_alias="LEVERPLUS_VLM")
     lora: Path | None = Field(None, validation_alias="LEVERPLUS_LORA")

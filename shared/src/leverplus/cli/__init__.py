@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import typer
 
-from leverplus.cli import checkpoints, data, doctor, evaluation, jobs, prefilters, processes, rl, scoring, services
+from leverplus.cli import checkpoints, data, doctor, evaluation, jobs, keys, prefilters, processes, rl, scoring, services
 from leverplus.cli.one_line_errors import OneLineErrors
+from leverplus.cli.options import ServiceKey
 
 app = typer.Typer(
     cls=OneLineErrors,
-    help="Choosing in-context demonstrations for vision-language models.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,5 +22,13 @@ for group in (data, scoring, services, evaluation, checkpoints, prefilters, proc
 app.add_typer(rl.app, name="rl")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(keys.app, name="keys")
+
+
+@app.callback()
+def options(context: typer.Context, key: ServiceKey = None) -> None:
+    """Choosing in-context demonstrations for vision-language models."""
+    context.obj = key
+
 
 __all__ = ["app"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, DryRun, Json, TrainerUrl, data_root, open_dataset
+from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, DryRun, Json, TrainerUrl, data_root, open_dataset, service_key
 
 if TYPE_CHECKING:
     from leverplus.dataset import Dataset
@@ -25,7 +25,7 @@ def list_command(as_json: Json = False, trainer_url: TrainerUrl = TRAINER) -> No
     from leverplus.cli.output import print_json, print_table
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         listed, deployments = client.checkpoints(), client.deployments()
     if as_json:
         print_json({**listed, "deployments": deployments})
@@ -57,7 +57,7 @@ def delete(
     from leverplus.cli.output import shown_bytes
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         deleted = client.delete_checkpoint(checkpoint, dry_run=dry_run)
     print(f"{'would delete' if dry_run else 'deleted'} {checkpoint}, {shown_bytes(deleted['bytes'])}")
 
@@ -76,7 +76,7 @@ def prune(
     from leverplus.cli.output import print_json, print_table, shown_bytes
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         pruned = client.prune_checkpoints({"keep_best": keep_best, "older_than_days": older_than, "dry_run": dry_run})
     if as_json:
         print_json(pruned)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from leverplus.cli.jobs import finish_job
-from leverplus.cli.options import TRAINER, Json, TrainerUrl, Wait
+from leverplus.cli.options import TRAINER, Json, TrainerUrl, Wait, service_key
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def evaluate(
     body |= {"draws": draws} if draws else {}
     if final:
         body["final"] = {"by": by or getpass.getuser()}
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         body["split"] = split or _evaluated_split(client, dataset, "test" if final else "val")
         finish_job(client, client.evaluate(body), "evaluate", wait=wait, as_json=as_json, show=_show_evaluation)
 
@@ -76,7 +76,7 @@ def headroom(
     from leverplus.client import TrainerClient
 
     body = {"rl_data": rl_data, "seed": seed} | ({"queries": queries} if queries else {})
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.headroom(body), "headroom", wait=wait, as_json=as_json, show=_show_report)
 
 
@@ -97,7 +97,7 @@ def estimate(
 
     body: dict[str, Any] = {"rl_data": rl_data, "checkpoint": checkpoint, "seed": seed}
     body |= {"temperature": temperature} if temperature else {}
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.estimate(body), "estimate", wait=wait, as_json=as_json, show=_show_report)
 
 
@@ -121,7 +121,7 @@ def promote(
     from leverplus.selector_health import health_warnings
 
     who = by or getpass.getuser()
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         deployment = client.promote(checkpoint, alias=alias, by=who, reason=reason, evaluation=evaluation, override=override)
     if as_json:
         print_json(deployment)

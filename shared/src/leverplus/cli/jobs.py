@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from leverplus.cli.options import TRAINER, DryRun, Json, TrainerUrl
+from leverplus.cli.options import TRAINER, DryRun, Json, TrainerUrl, service_key
 
 JOB_LIMIT_S = 7 * 24 * 3600.0
 
@@ -23,7 +23,7 @@ def list_command(as_json: Json = False, trainer_url: TrainerUrl = TRAINER) -> No
     from leverplus.cli.output import print_json, print_table
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         jobs = client.jobs()
     if as_json:
         print_json(jobs)
@@ -36,7 +36,7 @@ def show(job_id: JobId, as_json: Json = False, trainer_url: TrainerUrl = TRAINER
     """A job as it stands: progress, then its result or what made it fail."""
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         _say(client.job(job_id), as_json)
 
 
@@ -45,7 +45,7 @@ def cancel(job_id: JobId, as_json: Json = False, trainer_url: TrainerUrl = TRAIN
     """End a job; what it has scored is kept. One that has ended stays as it is."""
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         _say(client.cancel(job_id), as_json)
 
 
@@ -54,7 +54,7 @@ def resume(job_id: JobId, as_json: Json = False, trainer_url: TrainerUrl = TRAIN
     """Queue a failed or cancelled job again."""
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         client.resume(job_id)
         _say(client.job(job_id), as_json)
 
@@ -65,7 +65,7 @@ def delete_run_command(job_id: JobId, dry_run: DryRun = False, trainer_url: Trai
     from leverplus.cli.output import shown_bytes
     from leverplus.client import TrainerClient
 
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         deleted = client.delete_run(job_id, dry_run=dry_run)
     print(f"{'would delete' if dry_run else 'deleted'} the run of {job_id}, {shown_bytes(deleted['bytes'])}")
 

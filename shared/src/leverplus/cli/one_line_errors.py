@@ -26,6 +26,7 @@ _ORDER = (
     "select",
     "jobs",
     "checkpoints",
+    "keys",
     "import-reference",
 )
 

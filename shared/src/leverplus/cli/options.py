@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import click
 import typer
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ SELECTOR = "http://127.0.0.1:8003"
 ScorerPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_SCORER_PORT")]
 TrainerPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_TRAINER_PORT")]
 SelectorPort = Annotated[int, typer.Option(min=1, max=65535, envvar="LEVERPLUS_SELECTOR_PORT")]
+
+ServiceKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="LEVERPLUS_KEY",
+        show_default=False,
+        show_envvar=True,
+        help="Key for services that ask for one; the variable keeps it out of the list of processes.",
+    ),
+]
+"""Of `leverplus` itself, before the command."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how large it is, delete nothing.")]
@@ -92,6 +105,23 @@ def scorer_count(scorers: str) -> int | None:
     if not scorers.isdecimal() or int(scorers) < 1:
         raise InvalidConfig(field="--scorers", reason=f"{scorers!r} is neither 'auto' nor a number of processes")
     return int(scorers)
+
+
+def service_key() -> str | None:
+    """The key to ask services with; empty counts as unset."""
+    context = click.get_current_context(silent=True)
+    return (context.find_root().obj or None) if context is not None else None
+
+
+def require_scorer_key() -> None:
+    """InvalidConfig where services that are to be started ask for keys, and the worker has none for its scorer."""
+    from leverplus.errors import InvalidConfig
+
+    if os.environ.get("LEVERPLUS_KEYS") and not os.environ.get("LEVERPLUS_SCORER_KEY"):
+        raise InvalidConfig(
+            field="LEVERPLUS_SCORER_KEY",
+            reason="is unset, and LEVERPLUS_KEYS has the scorer ask for a key: give jobs one of role write",
+        )
 
 
 def redis_url() -> str | None:

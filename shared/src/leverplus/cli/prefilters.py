@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, SCORER, Data, Json, ScorerUrl, data_root
+from leverplus.cli.options import DEFAULT_DATA, SCORER, Data, Json, ScorerUrl, data_root, service_key
 
 if TYPE_CHECKING:
     from leverplus.data_root import DataRoot
@@ -97,7 +97,7 @@ def _scored(dataset: Dataset, scorer_url: str, chosen: list[tuple[ItemId, tuple[
 
     asked = [ScoreQuery(query_id=query_id, pointers=list(pointers)) for query_id, pointers in chosen]
     with (
-        ScorerClient(scorer_url, timeout_s=600) as scorer,
+        ScorerClient(scorer_url, key=service_key(), timeout_s=600) as scorer,
         scorer.score_stream(ScoreRequest(dataset=dataset.name, queries=asked)) as stream,
     ):
         scores = {result.query_id: [candidate.vqa_acc_score for candidate in result.candidates] for result in stream}

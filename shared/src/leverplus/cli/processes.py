@@ -23,6 +23,7 @@ from leverplus.cli.options import (
     database_url,
     model_directory,
     redis_url,
+    require_scorer_key,
     scorer_count,
     scoring_model,
 )
@@ -49,6 +50,7 @@ def up(
     """Start the broker (unless REDIS_URL is set), the three services and a worker; ^C stops them."""
     from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, scorer_devices, stop_on_signals
 
+    require_scorer_key()
     devices = scorer_devices(device, scorer_count(scorers))
     config = StackConfig(
         data=data_root(data).path,

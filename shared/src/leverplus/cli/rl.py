@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl, Wait, open_dataset
+from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl, Wait, open_dataset, service_key
 
 if TYPE_CHECKING:
     from leverplus.fingerprint import Fingerprint
@@ -198,7 +198,7 @@ def generate(
     chosen |= {"gt_prob": gt_prob or None, "info_score": info_score or None, "shard_queries": shard_queries}
     chosen |= {"logging": _logging(logging_draws, epsilon, logging_temps)}
     body |= _stated(chosen) | {"pool": _stated(pool)}
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.generate(body), "generate", wait=wait, as_json=as_json, show=show_made)
 
 
@@ -219,7 +219,7 @@ def upload(
     if not source.is_file():
         raise NotFound(what="file", name=str(source), hint="name an RL JSON or NDJSON file")
     sign = _sign(info_score)
-    with TrainerClient(trainer_url, timeout_s=600.0) as client:
+    with TrainerClient(trainer_url, key=service_key(), timeout_s=600.0) as client:
         uploaded = client.upload_rl_data(source, dataset, info_score=sign)
     if as_json:
         print_json(uploaded)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leverplus.cli.options import SCORER, Json, ScorerUrl
+from leverplus.cli.options import SCORER, Json, ScorerUrl, service_key
 from leverplus.cli.services import validated
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def score(
         from leverplus.cli.query_file import QueryFile
 
         requests = QueryFile(source).requests(dataset, options)
-    with ScorerClient(scorer_url.split(",")[0].strip(), timeout_s=_LONGEST_SILENCE_S) as client:
+    with ScorerClient(scorer_url.split(",")[0].strip(), key=service_key(), timeout_s=_LONGEST_SILENCE_S) as client:
         if dry_run:
             _show_plans([client.score_plan(request) for request in requests], as_json=as_json)
         elif source is None:

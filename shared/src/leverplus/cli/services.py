@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from leverplus.cli.jobs import finish_job, show_made
-from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait
+from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait, service_key
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +29,7 @@ def train(
     from leverplus.client import TrainerClient
 
     chosen = _merged(_toml_file(config) if config is not None else {}, _assigned(assignments or []))
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.train(rl_data, chosen), "train", wait=wait, as_json=as_json, show=show_made)
 
 
@@ -51,7 +51,7 @@ def sweep(
         body = _merged(body, {"base": {"rl_data": rl_data}})
     elif not isinstance(base := body.get("base", {}), dict) or not base.get("rl_data"):
         raise InvalidInput(f"{config} names no rl_data under [base]: name some with --rl-data")
-    with TrainerClient(trainer_url) as client:
+    with TrainerClient(trainer_url, key=service_key()) as client:
         finish_job(client, client.sweep(body), "sweep", wait=wait, as_json=as_json, show=_show_sweep)
 
 
@@ -96,7 +96,7 @@ def select(
         raise InvalidInput("name the query by --query-id or by --question-id")
     given: dict[str, Any] = {"query_id": query_id, "question_id": question_id, "shots": shots, "policy": policy, "beam": beam}
     given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias}
-    with SelectorClient(selector_url) as client:
+    with SelectorClient(selector_url, key=service_key()) as client:
         print_json(client.select(**{name: value for name, value in given.items() if value is not None}))
 
 

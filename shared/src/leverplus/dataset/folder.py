@@ -125,12 +125,17 @@ class Dataset:
         item = self.item(item_id)
         if item.image is None:
             raise NotFound(what="image of item", name=str(item_id), hint="the dataset was imported without images")
-        path = (self.folder / item.image).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            raise InvalidDataset(
-                path=self.folder / "items.jsonl", reason=f"item {item_id}: image {item.image!r} leaves the folder"
-            )
-        if not path.is_file():
+        try:
+            path = (self.folder / item.image).resolve()
+            is_inside, is_file = path.is_relative_to(self.folder.resolve()), path.is_file()
+        except (OSError, ValueError, RuntimeError) as exc:
+            # A name with a NUL, one that no file can have, links in a circle.
+            reason = f"item {item_id}: image {shorten(repr(item.image))} is no path: {type(exc).__name__}"
+            raise InvalidDataset(path=self.folder / "items.jsonl", reason=reason) from exc
+        if not is_inside:
+            reason = f"item {item_id}: image {shorten(repr(item.image))} leaves the folder"
+            raise InvalidDataset(path=self.folder / "items.jsonl", reason=reason)
+        if not is_file:
             raise NotFound(what="image file", name=item.image, hint=f"item {item_id} of dataset {self.name!r} names it")
         return path
 
@@ -203,10 +208,33 @@ def _read_info(path: Path) -> DatasetInfo:
 def _read_item(path: Path, number: int, line: bytes) -> Item:
     try:
         value = orjson.loads(line)
-        value["answers"] = tuple(value.get("answers") or ())
+        answers = value.get("answers")
+        if not isinstance(answers, list | None):
+            raise TypeError(f"answers is {shorten(repr(answers))}, expected a list")
+        value["answers"] = tuple(answers or ())
         item = Item(**value)
     except (orjson.JSONDecodeError, TypeError, AttributeError) as exc:
         raise InvalidDataset(path=path, reason=f"line {number + 1}: not an item: {exc}") from exc
-    if item.item_id != number:
-        raise InvalidDataset(path=path, reason=f"line {number + 1} holds item_id {item.item_id}, expected {number}")
+    if type(item.item_id) is not int or item.item_id != number:
+        found = shorten(repr(item.item_id))
+        raise InvalidDataset(path=path, reason=f"line {number + 1} holds item_id {found}, expected {number}")
+    if (fault := _wrong_field(item)) is not None:
+        raise InvalidDataset(path=path, reason=f"line {number + 1}: {fault}")
     return item
+
+
+def _wrong_field(item: Item) -> str | None:
+    """What is not of its type, for a file says anything; None where all are."""
+    values: tuple[Any, ...] = (item.split, item.image_id, item.question_id, item.question)
+    optional: tuple[Any, ...] = (item.image, item.answer)
+    answers: tuple[Any, ...] = item.answers
+    for value in values:
+        if not isinstance(value, str):
+            return f"{shorten(repr(value))} stands for split, image_id, question_id or question, which are text"
+    for value in optional:
+        if not isinstance(value, str | None):
+            return f"{shorten(repr(value))} stands for image or answer, which are text or null"
+    for value in answers:
+        if not isinstance(value, str):
+            return f"{shorten(repr(value))} is among the answers, which are text"
+    return None

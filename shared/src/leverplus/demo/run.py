@@ -39,6 +39,8 @@ def run_demo(config: DemoConfig) -> None:
         # Scores are made anew by each run, so they never go to a database that outlives it.
         database_url=DataRoot(config.data).sqlite_url,
         threads=config.threads,
+        # Nobody but this run asks its services, which listen on the loopback.
+        variables={"LEVERPLUS_KEYS": ""},
     )
     with Stack.start(stack_config, prepare=prepare, report=lambda line: print(f"  start: {line}", flush=True)) as stack:
         try:

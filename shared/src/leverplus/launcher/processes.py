@@ -227,7 +227,7 @@ def _probe(config: StackConfig, port: int, path: str, said: str | None) -> tuple
 def _require_service(config: StackConfig, port: int, module: str) -> None:
     """Conflict if another program than the one that was started answers on its port."""
     with ServiceClient(config.url(port), timeout_s=10.0) as client:
-        found = client.title()
+        found = client.name()
     if found != module:
         raise Conflict(f"port {port} is answered by {found!r}, not by {module}; stop that program or choose another port")
 

@@ -33,7 +33,7 @@ def open_store(url: str) -> Engine:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as exc:
+    except (ArgumentError, ValueError) as exc:
         raise InvalidConfig(field="DATABASE_URL", reason="not a database URL; write sqlite:///path or postgresql://…") from exc
     if parsed.drivername == "postgresql":
         parsed = parsed.set(drivername="postgresql+psycopg")

@@ -1,8 +1,9 @@
 """What every service is made of: an application with problem+json, probes, metrics and request ids; settings; a server."""
 
+from leverplus.web.access import AccessSettings
 from leverplus.web.application import create_service, serve
 from leverplus.web.query_parameters import described_parameters, query_parameters
 from leverplus.web.settings import read_settings
 from leverplus.web.shortcut import Shortcut
 
-__all__ = ["Shortcut", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]
+__all__ = ["AccessSettings", "Shortcut", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]

@@ -25,6 +25,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus import __version__
 from leverplus.errors import InvalidInput, LeverPlusError, shorten
+from leverplus.keys import KeyFile
+from leverplus.web.access import Access, AccessSettings, describe_access
 from leverplus.web.body_limit import BodyLimit
 from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, problem, problem_response
 
@@ -42,6 +44,7 @@ def create_service(
     title: str,
     *,
     ready: Callable[[], str | None],
+    access: AccessSettings | None = None,
     lifespan: Any = None,
     body_limit_mib: int = 32,
     body_limit_exempt: Collection[str] = (),
@@ -53,10 +56,11 @@ def create_service(
     """An application with /health/live, /health/ready and /metrics; routes are the caller's to add.
 
     `ready` returns when the service can do its work, with a warning for the operator if there is one, and raises a
-    LeverPlusError that says why when it cannot. Metrics registered on `app.state.registry` appear under /metrics. A body
-    above `body_limit_mib` is answered with 413, but for the routes ("METHOD /path") in `body_limit_exempt`. A query parameter
-    that is given twice is refused, but for those in `repeatable`, which are lists. `stopping` is called when `serve` is told
-    to stop, before open requests are waited for: whoever answers slowly can end what it does then.
+    LeverPlusError that says why when it cannot. `access`: whose keys are asked for; InvalidConfig where they cannot be read.
+    Metrics registered on `app.state.registry` appear under /metrics. A body above `body_limit_mib` is answered with 413, but for
+    the routes ("METHOD /path") in `body_limit_exempt`. A query parameter that is given twice is refused, but for those in
+    `repeatable`, which are lists. `stopping` is called when `serve` is told to stop, before open requests are waited for:
+    whoever answers slowly can end what it does then.
     """
     app = FastAPI(
         title=title,
@@ -65,6 +69,7 @@ def create_service(
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
     )
+    access = access or AccessSettings.model_validate({})
     app.state.registry = registry or CollectorRegistry()
     app.state.registry.register(_Readiness(ready))
     app.state.stopping = stopping
@@ -73,12 +78,14 @@ def create_service(
         app.add_middleware(middleware.cls, *middleware.args, **middleware.kwargs)
     app.add_middleware(_SingleParameters, repeatable=repeatable)
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
+    app.add_middleware(Access, keys=KeyFile(access.keys) if access.keys is not None else None, rate=access.key_rate)
+    describe_access(app)
     app.add_middleware(_Observed, registry=app.state.registry)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
-        """The process runs."""
-        return {"status": "live"}
+        """The process runs, and which service it is."""
+        return {"status": "live", "service": title}
 
     @app.get("/health/ready", tags=["health"])
     def ready_probe() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -100,6 +101,15 @@ def _fault(fault: Mapping[str, Any], content_type: str) -> dict[str, str]:
     return {"field": ".".join(shorten(_text(str(part))) for part in place), "reason": shorten(_text(plain_reason(reason)), 500)}
 
 
+def _methods(request: Request) -> list[str]:
+    """The methods that the OpenAPI document has for what was asked for, by its very path if there is such a one."""
+    path: str = request.scope["path"]
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    templates = (each for each in paths if re.fullmatch(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(each)), path))
+    found = path if path in paths else next(templates, None)
+    return sorted(method.upper() for method in paths[found]) if found is not None else []
+
+
 def plain_reason(message: str) -> str:
     """A message of pydantic's without what it puts in front of our own."""
     return message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -144,7 +154,11 @@ def install_problem_handlers(app: FastAPI) -> None:
             "status": error.status_code,
             "detail": f"{request.method} {request.url.path}: {error.detail}",
         }
-        return problem_response(document, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            # The router names the methods of the first route that has the path, though others may have it too.
+            headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
+        return problem_response(document, headers)
 
     @app.exception_handler(Exception)
     async def _unknown(request: Request, error: Exception) -> Response:

@@ -20,6 +20,7 @@ def read_settings(model: type[Settings], environ: Mapping[str, str]) -> Settings
     except ValidationError as exc:
         for fault in exc.errors():
             variable = ".".join(str(part) for part in fault["loc"]) or "settings"
-            given = f" (it is {values[variable]!r})" if variable in values and "URL" not in variable else ""
+            is_secret = "URL" in variable or variable.endswith("_KEY")
+            given = f" (it is {values[variable]!r})" if variable in values and not is_secret else ""
             print(f"error: {variable}: {fault['msg']}{given}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2) from None

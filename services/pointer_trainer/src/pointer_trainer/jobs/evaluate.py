@@ -78,7 +78,7 @@ def evaluate(context: JobContext) -> dict[str, Any]:
             checkpoints=request.checkpoints,
             dataset_sha256=dataset.info.sha256,
         )
-    with Replicas(context.scorer_urls) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
         scorer = Scorer(
             replicas, request.dataset, flavour=request.flavour, postprocessing=request.postprocessing, check=context.check
         )

@@ -58,7 +58,7 @@ def headroom(context: JobContext) -> dict[str, Any]:
     fixed = _crossed_fixed(data, dataset, request.seed)
     sides = [_systems(each, numbers, embeddings, request) for each in fixed]
     asked: Mapping[str, Any] = data.meta.get("request") or {}
-    with Replicas(context.scorer_urls) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
         scorer = Scorer(
             replicas,
             dataset.name,
