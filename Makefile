@@ -8,7 +8,7 @@ EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres]" $(foreach p
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up smoke bench hostile clean
+.PHONY: demo test check format up smoke bench bench-quality clean hostile
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -39,6 +39,12 @@ smoke:
 
 bench: $(VENV)/.dev
 	@for script in metric scorer_cpu; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+bench-quality: $(VENV)/.dev
+	@test -d .leverplus/datasets/invented-words || $(BIN)/leverplus import invented-words --data .leverplus
+	@test -d .leverplus/embeddings/invented-words || $(BIN)/leverplus embed invented-words --data .leverplus
+	@$(BIN)/python benchmarks/quality.py main --data .leverplus --split test --seeds 5 --processes 2 --out .leverplus/quality_test.json
+	@$(BIN)/python benchmarks/quality_report.py .leverplus/quality_test.json
 
 hostile: $(VENV)/.dev
 	@$(BIN)/python benchmarks/hostile.py

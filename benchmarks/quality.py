@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from leverplus.embeddings import Embeddings
 from leverplus.files import write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
+from leverplus.policies import similar_positions
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.reward_table import RewardTable
 from leverplus.rl_data import QueryRecord, RlData
@@ -48,6 +49,7 @@ from pointer_trainer.train_config import read_train_config
 from pointer_trainer.training import train
 
 Floats = npt.NDArray[np.float64]
+KINDS: tuple[Literal["image", "text", "joint"], ...] = ("image", "text", "joint")
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,15 @@ def chosen(selector: Selector, table: RewardTable, material: Material) -> dict[i
     return {shots: table.chosen(np.concatenate(values)) for shots, values in found.items()}
 
 
+def packed(accuracies: Floats) -> str:
+    """A digit a query: tenths of accuracy, 10 of 10 as X."""
+    return "".join("X" if tenths == 10 else str(tenths) for tenths in np.rint(accuracies * 10).astype(int).tolist())
+
+
+def unpacked(digits: str) -> Floats:
+    return np.array([10 if digit == "X" else int(digit) for digit in digits]) / 10
+
+
 @dataclass(frozen=True)
 class Run:
     table: str
@@ -153,7 +164,7 @@ def run(job: Run) -> dict[str, Any]:
         judged = chosen(selector, material.tables[job.split], material)
         calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
         rows.append(
-            {"round": number, "vlm_calls": calls, "accuracies": {str(shots): part.tolist() for shots, part in judged.items()}}
+            {"round": number, "vlm_calls": calls, "accuracies": {str(shots): packed(part) for shots, part in judged.items()}}
         )
     return {
         "table": job.table, "system": job.name, "seed": job.seed, "queries": job.queries, "at_most": job.at_most,
@@ -166,16 +177,30 @@ _MATERIAL: list[Material] = []
 
 
 def references(material: Material, split: str) -> dict[str, Floats]:
-    """Per query at two shots: random choice and the structural oracle; where no pointer of the pool tells, it is random."""
-    table = material.tables[split]
+    """Per query at two shots: random choice, the most similar items, and the structural oracle (random where no pointer
+    of the pool tells)."""
+    table, embeddings = material.tables[split], material.embeddings
     rand = table.random(2)
     oracle = rand.copy()
+    similar: dict[str, Floats] = {}
+    for kind in KINDS:
+        positions = [
+            similar_positions(
+                embeddings.query[query_id],
+                embeddings.candidate[material.pools.pool(ItemId(query_id))],
+                embeddings.manifest.blocks,
+                kind,
+                2,
+            )
+            for query_id in table.query_ids.tolist()
+        ]
+        similar[f"similar-{kind}"] = table.chosen(np.array(positions))
     for row, query_id in enumerate(table.query_ids.tolist()):
         pool = [int(item_id) for item_id in material.pools.pool(ItemId(query_id))]
         pointer = sufficient_pointer(material.structures[query_id], [material.structures[item_id] for item_id in pool], 2)
         if pointer is not None:
             oracle[row] = table.reward(query_id, [pool.index(item_id) for item_id in pointer])
-    return {"random": rand, "oracle": oracle}
+    return {"random": rand, **similar, "oracle": oracle}
 
 
 def main() -> None:
@@ -200,6 +225,7 @@ def main() -> None:
         for name, system, queries, at_most in TABLES[table]
         if not arguments.only or any(part in name for part in arguments.only)
     ]
+    judged_on = [ItemId(int(one)) for one in material.tables[arguments.split].query_ids]
     found: list[dict[str, Any]] = []
     bounds = references(material, arguments.split)
     low, high = bounds["random"].mean(), bounds["oracle"].mean()
@@ -208,7 +234,9 @@ def main() -> None:
         report = {
             "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "runs_planned": len(jobs),
-            "references": {name: values.tolist() for name, values in bounds.items()},
+            "images": [material.pools.dataset.item(query_id).image_id for query_id in judged_on],
+            "families": [material.structures[query_id].family for query_id in judged_on],
+            "references": {name: np.round(values, 4).tolist() for name, values in bounds.items()},
             "runs": sorted(found, key=lambda one: (one["table"], one["system"], one["queries"], one["seed"])),
         }  # fmt: skip
         write_json(arguments.out, report)
@@ -218,7 +246,7 @@ def main() -> None:
             found.append(done.result())
             one = found[-1]
             for row in one["rows"]:
-                means = {shots: float(np.mean(values)) for shots, values in row["accuracies"].items()}
+                means = {shots: float(unpacked(values).mean()) for shots, values in row["accuracies"].items()}
                 closed = (means["2"] - low) / (high - low)
                 what = f"{one['table']}: {one['system']}, seed {one['seed']}, {one['queries']} queries, round {row['round']}"
                 reached = f"1 shot {means['1']:.1%}, 2 shots {means['2']:.1%}, closed {closed:.1%}"

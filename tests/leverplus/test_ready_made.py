@@ -59,7 +59,7 @@ def test_an_empty_folder_is_filled_and_production_serves_the_checkpoint(made: Da
     deployment = read_deployment(root, "production")
     assert (deployment.checkpoint_id, deployment.by) == (info.checkpoint_id, "leverplus import demo")
     assert deployment.health is not None
-    assert deployment.health["queries"] == 100
+    assert deployment.health["queries"] == 200
     (stated,) = info.rl_data
     assert file_sha256(root.rl_data(stated["id"])) == stated["sha256"]
     assert rl_data.inspect(root.rl_data(stated["id"]))["queries"] == info.metrics["queries"]

@@ -123,6 +123,28 @@ def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str
         assert states(root, job) == []
 
 
+ANSWERS: dict[str, Any] = {
+    "answer_epochs": 3, "rce_epochs": 2, "state_update": "residual", "query_mlp": True, "num_layers": 0, "lr_schedule": "cosine",
+}  # fmt: skip
+
+
+def test_the_answers_phase_goes_on_to_the_same_bits(root: DataRoot, caplog: pytest.LogCaptureFixture):
+    """Pools, and the demonstrations that its steps go on from, are drawn as in an undisturbed run."""
+    caplog.set_level(logging.INFO)
+    train(root, "whole", **ANSWERS)
+    steps = next(row["step"] for row in rows_of(root, "whole") if row["phase"] == "answers" and row["epoch"] == 1)
+    for stop_after, told in ((steps + 1, "1 of phase answers"), (3 * steps + 1, "0 of phase rce")):
+        job = f"cut-{stop_after}"
+        with pytest.raises(Cancelled):
+            train(root, job, stop_after=stop_after, **ANSWERS)
+        caplog.clear()
+        torch.manual_seed(stop_after)
+        train(root, job, run=2, **ANSWERS)
+        assert f"goes on after epoch {told}" in caplog.text
+        assert left(root, job) == left(root, "whole")
+        assert left(root, job, "-answers") == left(root, "whole", "-answers")
+
+
 ALL_PHASES: dict[str, Any] = {"supervised_epochs": 2, "rce_epochs": 2, "grpo_epochs": 2, "supervised_lr": 3e-3, "grpo_lr": 3e-4}
 
 
