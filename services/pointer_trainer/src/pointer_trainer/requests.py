@@ -156,7 +156,8 @@ class SweepRequest(_Request):
 class SweepConfig(SweepRequest):
     """Config of a sweep job: what was asked for, and what was found in the RL data."""
 
-    skipped: dict[int, str] = {}
+    # JSON's keys are text.
+    skipped: dict[Annotated[int, Field(strict=False)], str] = {}
     """Number of a combination that is not trained -> the reason."""
 
 
