@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from hostile_corpus import Runs
+from kombu import pools
 from trainer_processes import Trainer
 
 from leverplus.errors import LeverPlusError
@@ -60,6 +61,7 @@ def test_messages_that_are_not_ours_are_counted_for_no_job(valkey_url: str):
             assert broker.waiting() == {"job-1"}
         finally:
             broker.close()
+            pools.reset()  # kombu keeps the connection that sent it for whoever sends next
             client.delete(QUEUE)
 
 
