@@ -13,7 +13,6 @@ import argparse
 import logging
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from provenance import ROOT, commit, machine
+from reward_world import Material, open_material, training
 
-from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
-from leverplus.embeddings import Embeddings
 from leverplus.files import write_json
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.reward_table import RewardTable
 from leverplus.rl_data import Candidate, QueryRecord, RlData
 from leverplus.selector import selector_from_checkpoint
-from pointer_trainer.train_config import TrainConfig
-from pointer_trainer.training import train
 
 GRPO: dict[str, Any] = {"grpo_epochs": 3}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,7 +43,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def one_shot_data(table: RewardTable, pools: Pools, dataset: Dataset, embeddings: Embeddings, queries: int) -> RlData:
+def one_shot_data(material: Material, queries: int) -> RlData:
+    """All 64 one-shot rewards of the first train queries."""
+    table, pools = material.tables["train"], material.pools
     rewards = table.of_length(1)
     records: list[QueryRecord] = []
     for row, query_id in enumerate(table.query_ids[:queries].tolist()):
@@ -60,10 +55,12 @@ def one_shot_data(table: RewardTable, pools: Pools, dataset: Dataset, embeddings
             for item, reward in zip(pool, rewards[row], strict=True)
         )
         records.append(QueryRecord(ItemId(query_id), {}, pool, candidates))
-    return RlData({}, Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint()), records)
+    return RlData({}, Fingerprint(dataset=material.dataset.fingerprint(), pool=pools.fingerprint()), records)
 
 
-def judge(checkpoint: Path, table: RewardTable, pools: Pools, embeddings: Embeddings) -> dict[str, float]:
+def judge(checkpoint: Path, material: Material) -> dict[str, float]:
+    """On val."""
+    table, pools, embeddings = material.tables["val"], material.pools, material.embeddings
     model = selector_from_checkpoint(checkpoint)
     queries = [ItemId(int(one)) for one in table.query_ids]
     query = torch.from_numpy(embeddings.query[queries])
@@ -90,35 +87,22 @@ def main() -> None:
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    root = DataRoot(arguments.data)
-    dataset = Dataset.open(root.dataset("invented-words"))
-    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
-    tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val")}
-    policy = PoolPolicy.from_json(tables["val"].header["pool"]["policy"])
-    pools = Pools(dataset, embeddings, policy)
-    data = one_shot_data(tables["train"], pools, dataset, embeddings, arguments.queries)
+    material = open_material(arguments.data)
+    data = one_shot_data(material, arguments.queries)
     rows: list[dict[str, Any]] = []
     for name, settings in VARIANTS.items():
         if arguments.only and not any(part in name for part in arguments.only):
             continue
         for seed in range(arguments.seeds):
-            config = TrainConfig(
-                rce_lr=1e-3, rce_epochs=arguments.epochs, hidden_dim=arguments.hidden_dim, seed=seed, device="cpu", **settings
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                began = time.perf_counter()
-                result = train(
-                    config,
-                    [data],
-                    embeddings,
-                    dataset=dataset,
-                    pool_policy=policy,
-                    rl_data_refs=[{"id": "reward-table", "sha256": ""}],
-                    checkpoint_folder=Path(folder) / "ckpt",
-                    run_folder=Path(folder) / "run",
-                    progress=lambda phase, step, total, extra: None,
-                    should_stop=lambda: False,
-                )
+            own = {
+                "rce_lr": 1e-3,
+                "rce_epochs": arguments.epochs,
+                "hidden_dim": arguments.hidden_dim,
+                "seed": seed,
+                "device": "cpu",
+            }
+            began = time.perf_counter()
+            with training({**own, **settings}, [data], material) as (folder, result):
                 seconds = time.perf_counter() - began
                 for phase, checkpoint_id in result.checkpoints.items():
                     of_phase = [row for row in result.epochs if row["phase"] == phase]
@@ -130,7 +114,7 @@ def main() -> None:
                         "epochs": of_phase[-1]["epoch"],
                         "held_out_expected_reward": [round(one["held_out_expected_reward"], 4) for one in of_phase],
                         "kl": of_phase[-1]["kl"],
-                        **judge(Path(folder) / checkpoint_id, tables["val"], pools, embeddings),
+                        **judge(folder / checkpoint_id, material),
                         "seconds": round(seconds, 1),
                     }
                     rows.append(row)

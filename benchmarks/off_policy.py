@@ -14,7 +14,6 @@ import argparse
 import logging
 import shlex
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,22 +23,17 @@ import torch
 from numpy.typing import NDArray
 from objectives_table import one_shot_data
 from provenance import RESULTS, ROOT, commit, machine
+from reward_world import Material, open_material, training
 
-from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
-from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput
 from leverplus.evaluation.off_policy import LoggedDraws, OffPolicy, estimate, fit_reward_model
 from leverplus.files import write_json
 from leverplus.ids import ItemId
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.reward_table import RewardTable, all_pointers, columns
+from leverplus.reward_table import all_pointers, columns
 from leverplus.selector import Selector, selector_from_checkpoint
 from pointer_trainer.pointer_features import item_features, pointer_features
 from pointer_trainer.proposals import initialised_selector
 from pointer_trainer.tempered import tempered_logprobs
-from pointer_trainer.train_config import read_train_config
-from pointer_trainer.training import train
 
 SHOTS, FOLDS = 2, 5
 Floats = NDArray[np.float64]
@@ -78,15 +72,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    root = DataRoot(arguments.data)
-    dataset = Dataset.open(root.dataset("invented-words"))
-    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
-    table = RewardTable.open(ROOT / "assets" / "reward-table", "train")
-    pools = Pools(dataset, embeddings, PoolPolicy.from_json(table.header["pool"]["policy"]))
-    target = trained(table, pools, dataset, embeddings, arguments.trained_on)
-    logger, _ = initialised_selector(embeddings.manifest.d_model, 0)
+    material = open_material(arguments.data)
+    target = trained(material, arguments.trained_on)
+    logger, _ = initialised_selector(material.embeddings.manifest.d_model, 0)
     rows = slice(arguments.trained_on, arguments.trained_on + arguments.population)
-    population = populate(table, pools, dataset, embeddings, rows)
+    population = populate(material, rows)
     near, untrained = population.probabilities(target, 2.0), population.probabilities(logger, 1.0)
     uniform = np.full_like(near, 1 / near.shape[1])
     mixtures = {
@@ -106,29 +96,17 @@ def main() -> None:
     write_json(arguments.out, report)
 
 
-def trained(table: RewardTable, pools: Pools, dataset: Dataset, embeddings: Embeddings, queries: int) -> Selector:
-    data = one_shot_data(table, pools, dataset, embeddings, queries)
-    config = read_train_config({"rce_epochs": 5, "rce_lr": 1e-3, "hidden_dim": 64, "device": "cpu"})
-    with tempfile.TemporaryDirectory() as folder:
-        train(
-            config,
-            [data],
-            embeddings,
-            dataset=dataset,
-            pool_policy=pools.policy,
-            rl_data_refs=[{"id": "reward-table", "sha256": ""}],
-            checkpoint_folder=Path(folder) / "ckpt",
-            run_folder=Path(folder) / "run",
-            progress=lambda phase, step, total, extra: None,
-            should_stop=lambda: False,
-        )
-        return selector_from_checkpoint(Path(folder) / "ckpt").eval()
+def trained(material: Material, queries: int) -> Selector:
+    config = {"rce_epochs": 5, "rce_lr": 1e-3, "hidden_dim": 64, "device": "cpu"}
+    with training(config, [one_shot_data(material, queries)], material) as (folder, _):
+        return selector_from_checkpoint(folder / "ckpt")
 
 
-def populate(table: RewardTable, pools: Pools, dataset: Dataset, embeddings: Embeddings, rows: slice) -> Population:
+def populate(material: Material, rows: slice) -> Population:
+    table, pools, embeddings = material.tables["train"], material.pools, material.embeddings
     ids = [ItemId(int(one)) for one in table.query_ids[rows]]
     drawn = [pools.pool(query_id) for query_id in ids]
-    _, images = np.unique([dataset.item(query_id).image_id for query_id in ids], return_inverse=True)
+    _, images = np.unique([material.dataset.item(query_id).image_id for query_id in ids], return_inverse=True)
     return Population(
         rewards=table.of_length(SHOTS)[rows],
         items=np.stack([item_features(embeddings, query_id, pool) for query_id, pool in zip(ids, drawn, strict=True)]),

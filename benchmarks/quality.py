@@ -16,11 +16,10 @@ import logging
 import multiprocessing
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,89 +27,29 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from provenance import ROOT, commit, machine
-from quality_systems import System
-from quality_tables import TABLES
+from quality_systems import TABLES, System
+from reward_world import Material, open_material, scored, training
 
-from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
-from leverplus.dataset.invented_words import Structure, read_structures, sufficient_pointer
-from leverplus.embeddings import Embeddings
+from leverplus.dataset.invented_words import sufficient_pointer
 from leverplus.files import write_json
-from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.policies import similar_positions
-from leverplus.pools import PoolPolicy, Pools
 from leverplus.reward_table import RewardTable
-from leverplus.rl_data import QueryRecord, RlData
+from leverplus.rl_data import RlData
 from leverplus.selector import Selector, selector_from_checkpoint
-from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from pointer_trainer.proposals import initialised_selector, propose
 from pointer_trainer.requests import GenerateRequest
-from pointer_trainer.train_config import read_train_config
-from pointer_trainer.training import train
 
 Floats = npt.NDArray[np.float64]
 KINDS: tuple[Literal["image", "text", "joint"], ...] = ("image", "text", "joint")
 
 
-@dataclass(frozen=True)
-class Material:
-    """What all runs share. `queries`: of the train table, in its order."""
-
-    pools: Pools
-    tables: Mapping[str, RewardTable]
-    structures: Sequence[Structure]
-
-    @property
-    def embeddings(self) -> Embeddings:
-        assert self.pools.embeddings is not None
-        return self.pools.embeddings
-
-
-def open_material(data: Path) -> Material:
-    root = DataRoot(data)
-    dataset = Dataset.open(root.dataset("invented-words"))
-    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
-    tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val", "test")}
-    pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
-    return Material(pools, tables, read_structures(root.dataset("invented-words")))
-
-
-def scored(proposals: Iterable[Proposal], table: RewardTable, pools: Pools, at_most: int | None, seed: int) -> RlData:
-    """The proposals with the table's rewards; of each query's candidates `at_most`, drawn at random."""
-    records: list[QueryRecord] = []
-    for proposal in proposals:
-        place = {item_id: position for position, item_id in enumerate(proposal.pool)}
-        kept = proposal.candidates
-        if at_most is not None and len(kept) > at_most:
-            chosen = np.random.default_rng([seed, proposal.query_id]).choice(len(kept), at_most, replace=False)
-            kept = tuple(kept[index] for index in sorted(chosen))
-        candidates = [
-            replace(one, vqa_correct=int(reward > 0), vqa_acc_score=reward, vqa_eval_mode="file")
-            for one in kept
-            for reward in (table.reward(proposal.query_id, [place[item_id] for item_id in one.pointer]),)
-        ]
-        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, tuple(candidates)))
-    return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
-
-
 def trained(system: System, data: Sequence[RlData], material: Material, seed: int) -> Selector:
     """The selector of the system's phase, or the one that the run recommends."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        result = train(
-            read_train_config({**system.config, "seed": seed}),
-            data,
-            material.embeddings,
-            dataset=material.pools.dataset,
-            pool_policy=material.pools.policy,
-            rl_data_refs=[{"id": f"round-{number}", "sha256": ""} for number in range(len(data))],
-            checkpoint_folder=folder / "ckpt",
-            run_folder=folder / "run",
-            progress=lambda phase, step, total, extra: None,
-            should_stop=lambda: False,
+    with training({**system.config, "seed": seed}, data, material) as (folder, result):
+        return selector_from_checkpoint(
+            folder / (result.checkpoint_id if system.phase is None else result.checkpoints[system.phase])
         )
-        kept = result.checkpoints[system.phase] if system.phase is not None else result.checkpoint_id
-        return selector_from_checkpoint(folder / kept)
 
 
 def chosen(selector: Selector, table: RewardTable, material: Material) -> dict[int, Floats]:
@@ -159,7 +98,7 @@ def run(job: Run) -> dict[str, Any]:
     for number, proposed in enumerate((job.system.first, *job.system.rounds)):
         request = GenerateRequest(dataset="invented-words", **proposed, seed=job.seed if number else 0)
         proposals = propose(selector, material.embeddings, material.pools, query_ids, request)
-        data.append(scored(proposals, table, material.pools, job.at_most, job.seed))
+        data.append(scored(proposals, table, material.pools, at_most=job.at_most, seed=job.seed))
         selector = trained(job.system, data, material, job.seed)
         judged = chosen(selector, material.tables[job.split], material)
         calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
@@ -234,7 +173,7 @@ def main() -> None:
         report = {
             "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "runs_planned": len(jobs),
-            "images": [material.pools.dataset.item(query_id).image_id for query_id in judged_on],
+            "images": [material.dataset.item(query_id).image_id for query_id in judged_on],
             "families": [material.structures[query_id].family for query_id in judged_on],
             "references": {name: np.round(values, 4).tolist() for name, values in bounds.items()},
             "runs": sorted(found, key=lambda one: (one["table"], one["system"], one["queries"], one["seed"])),

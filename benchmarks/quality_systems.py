@@ -1,10 +1,13 @@
-"""The systems that benchmarks/quality.py trains: a config, and where the candidates that it is trained on come from."""
+"""The systems of benchmarks/quality.py: a config, and where the candidates that it is trained on come from; and its tables."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from provenance import ROOT
 
 DEFAULT: dict[str, Any] = {"shots": [1, 2]}
 """What `leverplus rl generate` proposes without being told, of one and two shots, by a selector that is not trained."""
@@ -23,11 +26,7 @@ AGAIN: dict[str, Any] = {
 REFERENCE_TRAINING: dict[str, Any] = {"rce_epochs": 10, "rce_lr": 1e-3}
 """Of the baselines: more than the reference's 5 epochs at 1e-4, which hardly move a selector (docs/log.md)."""
 
-OURS: dict[str, Any] = {
-    "num_layers": 0, "query_mlp": True, "state_update": "residual", "dropout": 0.1, "lr_schedule": "cosine", "batch_size": 256,
-    "answer_epochs": 40, "answer_lr": 1e-3, "rce_epochs": 10, "rce_lr": 5e-4, "temperature_start": 0.3, "temperature_end": 0.3,
-    "drop_flat_groups": True,
-}  # fmt: skip
+OURS: dict[str, Any] = tomllib.loads((ROOT / "configs" / "answers-then-rce.toml").read_text())
 
 
 @dataclass(frozen=True)
@@ -55,3 +54,10 @@ OURS_ALL: dict[str, System] = {
     "v5, answers alone": System({**OURS, "rce_epochs": 0}, FIRST),
     "v5, RCE": System({**OURS, "answer_epochs": 0}, FIRST, (AGAIN,), phase="rce"),
 }
+
+QUERIES = 4_000
+
+TABLES: dict[str, list[tuple[str, System, int, int | None]]] = {
+    "main": [(name, system, QUERIES, None) for name, system in {**OURS_ALL, **BASELINES}.items()],
+}
+"""Name, system, train queries, and how many of the proposed candidates a query keeps, None for all."""

@@ -14,32 +14,23 @@ import argparse
 import logging
 import shlex
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from objectives_table import judge
 from provenance import ROOT, commit, machine
+from reward_world import Material, open_material, scored, training
 
 from leverplus.checkpoints import load_checkpoint
-from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
-from leverplus.embeddings import Embeddings
 from leverplus.files import write_json
-from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.reward_table import RewardTable
-from leverplus.rl_data import Candidate, QueryRecord, RlData
-from pointer_trainer.proposals import Proposal, initialised_selector, propose
+from leverplus.rl_data import RlData
+from pointer_trainer.proposals import initialised_selector, propose
 from pointer_trainer.requests import GenerateRequest
-from pointer_trainer.train_config import TrainConfig, read_train_config
-from pointer_trainer.training import train
 
 SUPERVISED = {"rce_epochs": 0, "supervised_lr": 1e-3}
 SELECTORS: dict[str, dict[str, Any]] = {
@@ -68,12 +59,9 @@ def main() -> None:
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    root = DataRoot(arguments.data)
-    dataset = Dataset.open(root.dataset("invented-words"))
-    embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
-    tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val")}
-    pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
-    request = GenerateRequest(dataset=dataset.name, shots=[1, 2], **CANDIDATES[arguments.candidates])
+    material = open_material(arguments.data)
+    pools, embeddings, tables = material.pools, material.embeddings, material.tables
+    request = GenerateRequest(dataset=material.dataset.name, shots=[1, 2], **CANDIDATES[arguments.candidates])
     query_ids = [ItemId(int(one)) for one in tables["train"].query_ids[: arguments.queries]]
     initial, _ = initialised_selector(embeddings.manifest.d_model, request.seed)
     data = scored(propose(initial, embeddings, pools, query_ids, request), tables["train"], pools)
@@ -83,8 +71,8 @@ def main() -> None:
         if "supervised_lr" in settings:
             values["supervised_epochs"] = arguments.epochs
         for seed in range(arguments.seeds):
-            config = read_train_config({**values, **settings, "seed": seed, "device": "cpu"})
-            rows.append({"selector": name, "seed": seed, **trained(config, data, tables["val"], pools)})
+            config = {**values, **settings, "seed": seed, "device": "cpu"}
+            rows.append({"selector": name, "seed": seed, **trained(config, data, material)})
             print(rows[-1], flush=True)
     if arguments.out is not None:
         methods = Counter(candidate.gen_method for record in data.records for candidate in record.candidates)
@@ -99,41 +87,13 @@ def main() -> None:
         write_json(arguments.out, report)
 
 
-def scored(proposals: Iterable[Proposal], table: RewardTable, pools: Pools) -> RlData:
-    """The proposals with the table's rewards."""
-    records: list[QueryRecord] = []
-    for proposal in proposals:
-        place = {item_id: position for position, item_id in enumerate(proposal.pool)}
-        candidates: list[Candidate] = []
-        for one in proposal.candidates:
-            reward = table.reward(proposal.query_id, [place[item_id] for item_id in one.pointer])
-            candidates.append(replace(one, vqa_correct=int(reward > 0), vqa_acc_score=reward, vqa_eval_mode="file"))
-        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, tuple(candidates)))
-    return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
-
-
-def trained(config: TrainConfig, data: RlData, table: RewardTable, pools: Pools) -> dict[str, Any]:
-    """What the run's own checkpoint reaches; held-out expected reward before training and of the epoch kept."""
-    embeddings = pools.embeddings
-    assert embeddings is not None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        began = time.perf_counter()
-        result = train(
-            config,
-            [data],
-            embeddings,
-            dataset=pools.dataset,
-            pool_policy=pools.policy,
-            rl_data_refs=[{"id": "reward-table", "sha256": ""}],
-            checkpoint_folder=folder / "ckpt",
-            run_folder=folder / "run",
-            progress=lambda phase, step, total, extra: None,
-            should_stop=lambda: False,
-        )
+def trained(config: Mapping[str, Any], data: RlData, material: Material) -> dict[str, Any]:
+    """What the run's own checkpoint reaches on val; held-out expected reward before training and of the epoch kept."""
+    began = time.perf_counter()
+    with training(config, [data], material) as (folder, result):
         seconds = time.perf_counter() - began
         tensors, info = load_checkpoint(folder / "ckpt")
-        judged = judge(folder / "ckpt", table, pools, embeddings)
+        judged = judge(folder / "ckpt", material)
     return {
         "parameters": sum(tensor.size for tensor in tensors.values()),
         "epoch": info.metrics["epoch"],

@@ -97,19 +97,12 @@ def test_a_run_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, caplog: 
         assert ("goes on after epoch" in caplog.text) == is_left
 
 
-GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 3, "rce_lr": 3e-3, "grpo_lr": 3e-4}
-
-
-@pytest.mark.parametrize("form", ["safe", "reference"])
-def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str, caplog: pytest.LogCaptureFixture):
-    """The reference's form adapts the KL's weight, which goes on from where it was; RCE's best epoch stays what it was."""
-    config = {**GRPO, "grpo_form": form}
-    caplog.set_level(logging.INFO)
+def require_the_same_bits(
+    root: DataRoot, cuts: dict[int, str], suffixes: tuple[str, ...], config: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Cancelled after so many steps, a run goes on from the state that is told and ends as the run `whole` did."""
     whole = train(root, "whole", **config)
-    phases = [(row["phase"], row["epoch"]) for row in rows_of(root, "whole")]
-    assert phases == [("rce", 0), ("rce", 1), ("rce", 2), ("grpo", 0), ("grpo", 1), ("grpo", 2), ("grpo", 3)]
-    assert (rows_of(root, "whole")[4]["kl_beta"] != 0.1) == (form == "reference")
-    for stop_after, told in ((19, "1 of phase rce"), (21, "0 of phase grpo"), (35, "1 of phase grpo"), (41, "2 of phase grpo")):
+    for stop_after, told in cuts.items():
         job = f"cut-{stop_after}"
         with pytest.raises(Cancelled):
             train(root, job, stop_after=stop_after, **config)
@@ -118,9 +111,24 @@ def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str
         result = train(root, job, run=2, **config)
         assert f"goes on after epoch {told}" in caplog.text
         assert result["metrics"] == whole["metrics"]
-        assert left(root, job) == left(root, "whole")
-        assert left(root, job, "-grpo") == left(root, "whole", "-grpo")
+        for suffix in suffixes:
+            assert left(root, job, suffix) == left(root, "whole", suffix)
         assert states(root, job) == []
+
+
+GRPO: dict[str, Any] = {"rce_epochs": 2, "grpo_epochs": 3, "rce_lr": 3e-3, "grpo_lr": 3e-4}
+
+
+@pytest.mark.parametrize("form", ["safe", "reference"])
+def test_grpo_goes_on_after_any_epoch_to_the_same_bits(root: DataRoot, form: str, caplog: pytest.LogCaptureFixture):
+    """The reference's form adapts the KL's weight, which goes on from where it was; RCE's best epoch stays what it was."""
+    config = {**GRPO, "grpo_form": form}
+    caplog.set_level(logging.INFO)
+    cuts = {19: "1 of phase rce", 21: "0 of phase grpo", 35: "1 of phase grpo", 41: "2 of phase grpo"}
+    require_the_same_bits(root, cuts, ("", "-grpo"), config, caplog)
+    phases = [(row["phase"], row["epoch"]) for row in rows_of(root, "whole")]
+    assert phases == [("rce", 0), ("rce", 1), ("rce", 2), ("grpo", 0), ("grpo", 1), ("grpo", 2), ("grpo", 3)]
+    assert (rows_of(root, "whole")[4]["kl_beta"] != 0.1) == (form == "reference")
 
 
 ANSWERS: dict[str, Any] = {
@@ -131,18 +139,10 @@ ANSWERS: dict[str, Any] = {
 def test_the_answers_phase_goes_on_to_the_same_bits(root: DataRoot, caplog: pytest.LogCaptureFixture):
     """Pools, and the demonstrations that its steps go on from, are drawn as in an undisturbed run."""
     caplog.set_level(logging.INFO)
-    train(root, "whole", **ANSWERS)
-    steps = next(row["step"] for row in rows_of(root, "whole") if row["phase"] == "answers" and row["epoch"] == 1)
-    for stop_after, told in ((steps + 1, "1 of phase answers"), (3 * steps + 1, "0 of phase rce")):
-        job = f"cut-{stop_after}"
-        with pytest.raises(Cancelled):
-            train(root, job, stop_after=stop_after, **ANSWERS)
-        caplog.clear()
-        torch.manual_seed(stop_after)
-        train(root, job, run=2, **ANSWERS)
-        assert f"goes on after epoch {told}" in caplog.text
-        assert left(root, job) == left(root, "whole")
-        assert left(root, job, "-answers") == left(root, "whole", "-answers")
+    train(root, "steps", **ANSWERS)
+    steps = next(row["step"] for row in rows_of(root, "steps") if row["phase"] == "answers" and row["epoch"] == 1)
+    cuts = {steps + 1: "1 of phase answers", 3 * steps + 1: "0 of phase rce"}
+    require_the_same_bits(root, cuts, ("-answers", ""), ANSWERS, caplog)
 
 
 ALL_PHASES: dict[str, Any] = {"supervised_epochs": 2, "rce_epochs": 2, "grpo_epochs": 2, "supervised_lr": 3e-3, "grpo_lr": 3e-4}
@@ -171,18 +171,7 @@ def test_every_phase_of_every_selector_goes_on_to_the_same_bits(
     call_all_candidates_beams(root)
     config = {**ALL_PHASES, **selector}
     caplog.set_level(logging.INFO)
-    train(root, "whole", **config)
-    for stop_after, told in cuts.items():
-        job = f"cut-{stop_after}"
-        with pytest.raises(Cancelled):
-            train(root, job, stop_after=stop_after, **config)
-        caplog.clear()
-        torch.manual_seed(stop_after)
-        train(root, job, run=2, **config)
-        assert f"goes on after epoch {told}" in caplog.text
-        for suffix in ("-supervised", "", "-grpo"):
-            assert left(root, job, suffix) == left(root, "whole", suffix)
-        assert states(root, job) == []
+    require_the_same_bits(root, cuts, ("-supervised", "", "-grpo"), config, caplog)
 
 
 def test_what_a_run_left_between_its_checkpoints_is_made_anew(root: DataRoot, monkeypatch: pytest.MonkeyPatch):

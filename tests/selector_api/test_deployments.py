@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from leverplus.deployments import promote, rollback
 from leverplus.files import file_sha256
 from leverplus.pools import PoolPolicy
+from selector_api.health import HealthChecks
 from selector_api.library import Library
 
 POLICY = PoolPolicy("random", k=8, seed=3)
@@ -224,3 +226,19 @@ def test_health_is_measured_beside_the_requests(toy: Any, running: Callable[...,
     assert 'leverplus_selector_changed_when_swapped{alias="blind",checkpoint="ckpt-b"} 0.0' in text
     assert 'leverplus_selector_queries{alias="production",checkpoint="ckpt-a"} 20.0' in text
     assert 'leverplus_selector_entropy{alias="production",checkpoint="ckpt-a"}' in text
+
+
+def test_a_fault_of_ours_in_a_health_check_is_told() -> None:
+    """Once measured it is never asked again: without an answer the question would stay open for ever."""
+
+    def fails(_check: Callable[[], None]) -> Any:
+        raise ZeroDivisionError("division by zero")
+
+    checks = HealthChecks()
+    checks.begin(cast(Any, SimpleNamespace(info=SimpleNamespace(checkpoint_id="ckpt-a"), health=fails)))
+    end = time.monotonic() + LIMIT_S
+    while (found := checks.of("ckpt-a")) is None:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    checks.close()
+    assert found == {"unknown": "ZeroDivisionError: division by zero"}

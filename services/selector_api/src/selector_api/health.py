@@ -73,9 +73,10 @@ class HealthChecks:
         except LeverPlusError as exc:
             found = exc
             logger.warning("the health of checkpoint %s cannot be measured: %s", checkpoint_id, exc)
-        except Exception:
+        except Exception as exc:
+            # A fault of ours is no reason to leave the question open for ever: it is told, in the log with its place.
+            found = LeverPlusError(f"{type(exc).__name__}: {exc}")
             logger.exception("the health of checkpoint %s cannot be measured", checkpoint_id)
-            return
         else:
             for warning in found.warnings:
                 logger.warning("checkpoint %s %s", checkpoint_id, warning)

@@ -216,7 +216,8 @@ class _Comparison:
 
     def _recall(self, prefilter: Prefilter) -> float:
         found = [prefilter.handed_to(self._vectors[n], self._left_out[n]) for n in range(self._half)]
-        return float(np.mean([set(exact) <= set(rows.tolist()) for exact, rows in zip(self._exact, found, strict=False)]))
+        exact = self._exact[: self._half]
+        return float(np.mean([set(pointer) <= set(rows.tolist()) for pointer, rows in zip(exact, found, strict=True)]))
 
     def measure(self, prefilter: Prefilter, score: Accuracies | None) -> Measured:
         """Over the second half."""
