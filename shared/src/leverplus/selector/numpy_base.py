@@ -253,13 +253,14 @@ def _rows(values: Vector) -> Vector:
 
 def _best_in_order(logits: Vector, shots: int) -> list[list[Choice]]:
     """Greedy search from logits [B, K] that no choice changes: the best, and each one's log-probability among what is left."""
+    batch, pool = logits.shape
     best = top_in_order(logits, shots)
-    row = np.arange(len(logits))[:, None]
+    flat = best + np.arange(0, batch * pool, pool)[:, None]
     # float64, and sums of what is left instead of differences: next to a near-certain choice the rest would be lost.
-    weights = np.subtract(logits, logits[row, best[:, :1]] if shots else 0, dtype=np.float64)
+    weights = np.subtract(logits, logits.take(flat[:, :1]) if shots else 0, dtype=np.float64)
     np.exp(weights, out=weights)
-    chosen = weights[row, best]
-    weights[row, best] = 0.0
+    chosen = weights.take(flat)
+    weights.put(flat, 0.0)
     left = np.add.reduce(weights, axis=1, keepdims=True) + np.add.accumulate(chosen[:, ::-1], axis=1)[:, ::-1]
     steps = np.log(chosen / left)
     return [_choices([positions], one[None]) for positions, one in zip(best.tolist(), steps, strict=True)]
