@@ -14,6 +14,7 @@ import httpx
 
 from leverplus import errors
 from leverplus.data_root import check_name
+from leverplus.origin import passed_on
 from leverplus.scoring import (
     NDJSON,
     ScoredQuery,
@@ -134,6 +135,12 @@ def key_headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def say_for_whom(request: httpx.Request) -> None:
+    """A service that asks another passes on the ids of the request that it answers, and of the job that it does."""
+    for name, value in passed_on().items():
+        request.headers.setdefault(name, value)
+
+
 @contextmanager
 def transport_errors(service: str, base_url: str, asked: str, limit_s: float | None) -> Generator[None]:
     """httpx's errors of the connection as LeverPlusErrors."""
@@ -165,7 +172,14 @@ class ServiceClient:
         self.base_url = checked_url(self.service, base_url)
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S)
         headers = key_headers(key)
-        self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout, transport=transport, mounts=DIRECT)
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            mounts=DIRECT,
+            event_hooks={"request": [say_for_whom]},
+        )
 
     def __enter__(self) -> Self:
         return self
