@@ -53,9 +53,9 @@ def backup(
 
 def _sqlite_file(root: DataRoot) -> Path | None:
     """None where DATABASE_URL names PostgreSQL."""
-    from sqlalchemy import make_url
+    from leverplus.store.engine import parsed_url
 
-    url = make_url(database_url() or root.sqlite_url)
+    url = parsed_url(database_url() or root.sqlite_url)
     return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
 
 
