@@ -26,6 +26,7 @@ from leverplus.scoring import (
     StreamProblem,
     StreamStart,
 )
+from leverplus.tracing import span
 
 CONNECT_LIMIT_S = 5.0
 DIRECT = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
@@ -197,8 +198,9 @@ class ServiceClient:
         except (TypeError, ValueError) as exc:
             reason = _no_json(arguments.get("json"), "") or str(exc)
             raise errors.InvalidInput(f"{method} {path}: {reason}") from exc
-        with self._transport_errors(f"{method} {path}"):
+        with self._transport_errors(f"{method} {path}"), span(f"{method} {self.service}", "client", url__path=path) as traced:
             response = self._http.send(request)
+            traced.set(http__response__status_code=response.status_code)
         raise_problem(response)
         return response
 
@@ -232,7 +234,7 @@ class ScorerClient(ServiceClient):
     def score_stream(self, request: ScoreRequest) -> ScoreStream:
         """The scores as they become ready, also of a request that is larger than the scorer's queue. Raises as `score` does."""
         headers = {"Accept": NDJSON}
-        with self._transport_errors("POST /score"):
+        with self._transport_errors("POST /score"), span("POST vqa_scorer", "client", url__path="/score"):
             asked = self._http.build_request("POST", "/score", json=request.model_dump(), headers=headers)
             response = self._http.send(asked, stream=True)
         if response.status_code >= 400:

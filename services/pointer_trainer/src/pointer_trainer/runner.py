@@ -19,6 +19,7 @@ from leverplus.files import write_json
 from leverplus.origin import Origin, working_for
 from leverplus.store import Job, JobStore, Lease, LeaseLost
 from leverplus.store.jobs import HEARTBEAT_LIMIT_S
+from leverplus.tracing import span
 from leverplus.web.problems import problem
 from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
@@ -66,7 +67,13 @@ def run_job(
         config = {"job_id": job_id, "kind": job.kind, "config": job.config}
         write_json(run_folder / "config.json", config, fence=pulse.require_lease)
     asked = Origin(job.request_id, job_id, job.traceparent)
-    with working_for(asked), _job_log(job_id, run_folder) as log, pulse.beating():
+    named = {"job__kind": job.kind, "job__run": lease.version, "job__parent": job.parent}
+    with (
+        working_for(asked),
+        span(f"job {job.kind}", "consumer", **named) as traced,
+        _job_log(job_id, run_folder) as log,
+        pulse.beating(),
+    ):
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
             job_id=job_id,
@@ -86,7 +93,9 @@ def run_job(
             children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:
-            return _finish(job, context, pulse, jobs, lease, functions)
+            outcome = _finish(job, context, pulse, jobs, lease, functions)
+            traced.set(job__outcome=outcome)
+            return outcome
         except LeaseLost:
             # It may have ended the job a moment ago, and not come to say so.
             pulse.end()

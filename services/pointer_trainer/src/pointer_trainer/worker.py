@@ -10,11 +10,12 @@ import threading
 from importlib import import_module
 from typing import Any
 
-from celery.signals import heartbeat_sent, setup_logging, worker_process_init
+from celery.signals import heartbeat_sent, setup_logging, worker_process_init, worker_process_shutdown
 
 from leverplus.errors import LeverPlusError
 from leverplus.launcher.die_with_parent import die_with
 from leverplus.store import open_store
+from leverplus.tracing import stop_tracing
 from leverplus.web import observe, read_settings
 from pointer_trainer.celery_app import create_celery
 from pointer_trainer.pulse import Pulse
@@ -53,6 +54,11 @@ def main() -> None:
     def leave_logs_alone(**_: Any) -> None:
         """Celery sets up logs of its own where nobody says that it is done."""
 
+    def send_what_waits(**_: Any) -> None:
+        """A pool's process ends without what Python does at an exit."""
+        stop_tracing()
+
+    worker_process_shutdown.connect(send_what_waits, weak=False)
     setup_logging.connect(leave_logs_alone, weak=False)
     heartbeat_sent.connect(beat, weak=False)
     for prepare in (end_with_worker, load_ahead):

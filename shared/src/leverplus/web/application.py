@@ -16,6 +16,7 @@ from urllib.parse import quote
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -27,6 +28,7 @@ from leverplus import __version__
 from leverplus.errors import InvalidInput, LeverPlusError, shorten
 from leverplus.keys import KeyFile
 from leverplus.origin import REQUEST_ID, asked_by, origin
+from leverplus.tracing import NO_SPAN, Span, is_tracing, span
 from leverplus.web.access import Access, AccessSettings, describe_access
 from leverplus.web.body_limit import BodyLimit
 from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, internal_error, problem, problem_response
@@ -34,6 +36,10 @@ from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, 
 requests_log = logging.getLogger("leverplus.requests")
 
 _REQUEST_ID = REQUEST_ID.lower().encode()
+_UNTRACED = ("/health/live", "/health/ready", "/metrics")
+"""Asked for every few seconds, and the same each time."""
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own, whatever its environment says: spans of ours go on through worker and scorer."""
 _COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
@@ -69,6 +75,7 @@ def create_service(
         lifespan=lifespan,
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
+        telemetry=_NO_TELEMETRY,
     )
     access = access or AccessSettings.model_validate({})
     app.state.registry = registry or CollectorRegistry()
@@ -196,6 +203,7 @@ class _Observed:
         named = (_REQUEST_ID, (asked.request_id or "").encode())
         token = origin.set(asked)
         status: int | None = None
+        traced = span(scope["method"], "server") if is_tracing() and scope["path"] not in _UNTRACED else NO_SPAN
 
         async def observed_send(message: Message) -> None:
             nonlocal status
@@ -203,16 +211,20 @@ class _Observed:
                 message["headers"] = [*message["headers"], named]
                 status = message["status"]
                 self._count(scope["method"], _route(scope), message["status"])
+                if traced is not NO_SPAN:
+                    _describe(traced, scope, message["status"])
             await send(message)
 
         started = time.perf_counter()
         try:
-            await self._app(scope, receive, observed_send)
-        except Exception as exc:
-            response = internal_error(scope, exc)
-            if status is not None:
-                raise  # too late for another answer: the server closes the connection
-            await response(scope, receive, observed_send)
+            with traced:
+                try:
+                    await self._app(scope, receive, observed_send)
+                except Exception as exc:
+                    response = internal_error(scope, exc)
+                    if status is not None:
+                        raise  # too late for another answer: the server closes the connection
+                    await response(scope, receive, observed_send)
         finally:
             seconds = time.perf_counter() - started
             self._seconds.observe(seconds)
@@ -233,6 +245,12 @@ class _Observed:
 def _route(scope: Scope) -> str:
     route = scope.get("route")
     return route.path if isinstance(route, APIRoute) else "none"
+
+
+def _describe(traced: Span, scope: Scope, status: int) -> None:
+    route = _route(scope)
+    traced.rename(f"{scope['method']} {route}")
+    traced.set(http__request__method=scope["method"], http__route=route, http__response__status_code=status)
 
 
 def _write_down(scope: Scope, status: int | None, seconds: float) -> None:
