@@ -367,6 +367,11 @@ class TrainerClient(ServiceClient):
             time.sleep(poll_s)
         raise errors.DeadlineExceeded(what=f"job {job_id}", limit_s=limit_s)
 
+    def disk(self, *, retention_days: float | None = None) -> dict[str, Any]:
+        """What each kind of data takes, and what that retention, or the service's own, would free."""
+        params = {} if retention_days is None else {"retention_days": retention_days}
+        return self.request("GET", "/disk", params=params).json()
+
     def checkpoints(self) -> dict[str, Any]:
         """`checkpoints` as they describe themselves, and `broken`."""
         return self.request("GET", "/checkpoints").json()

@@ -53,6 +53,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("DELETE", "/jobs/{job_id}/run"): "admin",
     ("POST", "/jobs/{job_id}/resume"): "write",
     ("GET", "/datasets"): "read",
+    ("GET", "/disk"): "read",
     ("GET", "/rl-data"): "read",
     ("GET", "/checkpoints"): "read",
     ("DELETE", "/checkpoints/{checkpoint_id}"): "admin",
