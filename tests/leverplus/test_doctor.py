@@ -80,7 +80,7 @@ def test_the_driver_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert nvidia_driver() is None
     program = tmp_path / "nvidia-smi"
-    table = "| NVIDIA-SMI 535.183.01   Driver Version: 535.183.01   CUDA Version: 12.2 |"
+    table = "| NVIDIA-SMI 535.183.01             Driver Version: 535.183.01     CUDA Version: 12.2     |"
     program.write_text(f'#!/bin/sh\nif [ "$1" = -L ]; then echo "GPU 0: A"; echo "GPU 1: B"; else echo "{table}"; fi\n')
     program.chmod(0o755)
     assert nvidia_driver() == Driver("535.183.01", (12, 2), 2)
