@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from leverplus.errors import FingerprintMismatch, NotFound, QueueFull, Unavailable
 from leverplus.origin import origin
-from leverplus.web import AccessSettings, create_service, read_settings
+from leverplus.web import AccessSettings, ObservationSettings, create_service, read_settings
 
 
 class Body(BaseModel):
@@ -269,3 +269,14 @@ def test_a_bad_setting_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert len(lines) == 2
     assert any("LEVERPLUS_PORT" in line and "'many'" in line for line in lines)
     assert any("REDIS_URL" in line for line in lines)
+
+
+def test_a_bad_address_is_not_repeated(capsys: pytest.CaptureFixture[str]):
+    for variable, field in (("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"), ("LEVERPLUS_ACCESS_LOG", "access_log")):
+        assert field in ObservationSettings.model_fields
+        with pytest.raises(SystemExit):
+            read_settings(ObservationSettings, {variable: "grpc://me:hunter2@collector"})
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in first
+    assert "hunter2" not in first
+    assert "hunter2" in second

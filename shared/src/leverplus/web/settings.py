@@ -10,6 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
+_MAY_HOLD_A_SECRET = ("URL", "URI", "ENDPOINT", "_KEY")
+"""In the name of a variable: an address may hold a password. LEVERPLUS_KEYS is a path, and is not repeated either."""
+
 
 def read_settings(model: type[Settings], environ: Mapping[str, str]) -> Settings:
     """The settings that `environ` describes; an empty variable counts as unset. Exits with one line a fault if it cannot be."""
@@ -30,7 +33,7 @@ def setting_faults(model: type[BaseModel], environ: Mapping[str, str]) -> list[s
     except ValidationError as exc:
         for fault in exc.errors():
             variable = ".".join(str(part) for part in fault["loc"]) or "settings"
-            is_secret = "URL" in variable or variable.endswith("_KEY")
+            is_secret = any(word in variable for word in _MAY_HOLD_A_SECRET)
             given = f" (it is {values[variable]!r})" if variable in values and not is_secret else ""
             faults.append(f"{variable}: {fault['msg']}{given}")
     return faults
