@@ -228,7 +228,7 @@ def test_an_unforeseen_error_is_logged_once_with_its_request_and_counted(client:
     told: list[str | None] = []
     caplog.handler.addFilter(lambda _: told.append(origin.get().request_id) or True)
     answer = client.get("/broken", headers={"X-Request-ID": "abc"})
-    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"] == "ValueError; the service's log has the trace, under request id abc"
     failures = [record for record in caplog.records if record.exc_info]
     assert [record.getMessage() for record in failures] == ["GET /broken failed"]
     assert "abc" in told

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from leverplus.errors import LeverPlusError, shorten
+from leverplus.origin import origin
 
 logger = logging.getLogger("leverplus.web")
 
@@ -170,6 +171,6 @@ def internal_error(scope: Scope, error: Exception) -> Response:
         "type": "InternalError",
         "title": "Internal error",
         "status": 500,
-        "detail": f"{type(error).__name__}; the service's log has the trace, under the answer's X-Request-ID",
+        "detail": f"{type(error).__name__}; the service's log has the trace, under request id {origin.get().request_id}",
     }
     return problem_response(document)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
-_MAY_HOLD_A_SECRET = ("URL", "URI", "ENDPOINT", "_KEY")
-"""In the name of a variable: an address may hold a password. LEVERPLUS_KEYS is a path, and is not repeated either."""
+_ADDRESSES = ("URL", "URI", "ENDPOINT")
+"""In the name of a variable: an address may hold a password."""
 
 
 def read_settings(model: type[Settings], environ: Mapping[str, str]) -> Settings:
@@ -33,7 +33,7 @@ def setting_faults(model: type[BaseModel], environ: Mapping[str, str]) -> list[s
     except ValidationError as exc:
         for fault in exc.errors():
             variable = ".".join(str(part) for part in fault["loc"]) or "settings"
-            is_secret = any(word in variable for word in _MAY_HOLD_A_SECRET)
+            is_secret = variable.endswith("_KEY") or any(word in variable for word in _ADDRESSES)
             given = f" (it is {values[variable]!r})" if variable in values and not is_secret else ""
             faults.append(f"{variable}: {fault['msg']}{given}")
     return faults
