@@ -89,6 +89,21 @@ def test_the_driver_is_what_nvidia_smi_says(tmp_path: Path, monkeypatch: pytest.
     assert nvidia_driver() is None
 
 
+@pytest.mark.parametrize(("redis_url", "state"), [("", "WRONG"), ("redis://broker", "note")])
+def test_what_is_not_installed(redis_url: str, state: str, monkeypatch: pytest.MonkeyPatch):
+    version = installation.metadata.version
+
+    def without(name: str) -> str:
+        if name in ("celery", "leverplus-vqa-scorer"):
+            raise installation.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(installation.metadata, "version", without)
+    found = {finding.what: finding for finding in installation.installation_findings({"REDIS_URL": redis_url})}
+    assert found["leverplus-vqa-scorer"].state == state
+    assert (found["celery"].state, found["leverplus-pointer-trainer"].state) == ("WRONG", "ok")
+
+
 def test_versions_beside_the_constraints():
     state, told = of(lambda: constrained("# tried\nnumpy==0.0.1\nno-such-package==1\n"))
     assert state == "note"

