@@ -74,10 +74,7 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
         with span("select") as traced:
             if traced is not NO_SPAN:
                 _describe(traced, served, way, queries=len(body.queries), known=False)
-            return chosen()
-
-    def chosen() -> bytes:
-        return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
+            return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
     content = await run_in_threadpool(answer)
