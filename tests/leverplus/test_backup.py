@@ -15,11 +15,12 @@ import orjson
 import pytest
 from typer.testing import CliRunner
 
-from leverplus.backup import InvalidBackup, read_backup, write_backup
+from leverplus.backup import write_backup
 from leverplus.cli import app
 from leverplus.data_root import DataRoot
 from leverplus.errors import InvalidInput, NotFound
 from leverplus.ids import ItemId
+from leverplus.restore import InvalidBackup, read_backup
 from leverplus.store import JobStore, ScoreStore, open_store
 
 CONTENT = {

@@ -64,8 +64,8 @@ def restore(
     data: Annotated[Path, typer.Option("--data", help="A folder that is empty, or not there yet.")],
 ) -> None:
     """A data folder from an archive: all of it, or nothing where the archive is cut short or altered."""
-    from leverplus.backup import read_backup
     from leverplus.cli.output import shown_bytes
+    from leverplus.restore import read_backup
 
     if file == "-":
         made = read_backup(sys.stdin.buffer, data)
