@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from leverplus.web import read_settings, serve
+from leverplus.web import observe, read_settings, serve
 from vqa_scorer.app import create_app
 from vqa_scorer.engines.echo import EchoEngine
 from vqa_scorer.settings import ScorerSettings
@@ -20,4 +20,5 @@ if __name__ == "__main__":
     parser.add_argument("--delay-s", type=float, default=0.0)
     engine = EchoEngine(record=False, delay_s=parser.parse_args().delay_s)
     settings = read_settings(ScorerSettings, os.environ)
+    observe("vqa_scorer", settings)
     serve(create_app(settings, engine), host=settings.host, port=settings.port)

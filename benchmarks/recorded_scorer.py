@@ -24,7 +24,7 @@ from PIL import Image
 from leverplus.data_root import DataRoot
 from leverplus.dataset import DatasetInfo, Item, write_dataset
 from leverplus.ids import ItemId
-from leverplus.web import read_settings, serve
+from leverplus.web import observe, read_settings, serve
 from vqa_scorer.app import create_app
 from vqa_scorer.engines import ScoringPrompt
 from vqa_scorer.settings import ScorerSettings
@@ -92,6 +92,7 @@ def main() -> None:
     arguments = parser.parse_args()
     engine = RecordedEngine(arguments.record, shortest_s=arguments.shortest_s, longest_s=arguments.longest_s)
     settings = read_settings(ScorerSettings, os.environ)
+    observe("vqa_scorer", settings)
     serve(create_app(settings, engine), host=settings.host, port=settings.port)
 
 

@@ -37,6 +37,7 @@ ROUTES = {
         ("post", "/headroom"),
         ("post", "/estimate"),
         ("get", "/jobs"),
+        ("get", "/disk"),
         ("get", "/jobs/{job_id}"),
         ("get", "/jobs/{job_id}/events"),
         ("delete", "/jobs/{job_id}"),

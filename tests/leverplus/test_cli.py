@@ -609,3 +609,19 @@ def test_doctor_tells_our_services_from_others(tmp_path: Path, trainer: Listener
     assert f"port {ours.port} ok a service of ours answers" in found
     assert f"port {trainer.port} WRONG port {trainer.port} on 127.0.0.1 cannot be used" in found
     assert f"port {free.selector} ok free for the selector" in found
+
+
+def test_disk_prints_what_the_trainer_says(tmp_path: Path) -> None:
+    kinds = [
+        {"kind": "datasets", "files": 3, "bytes": 3 * 2**20, "retention_bytes": 0},
+        {"kind": "checkpoints", "files": 2, "bytes": 2048, "retention_bytes": 1024},
+    ]
+    said = Listener({"kinds": kinds, "retention_days": 30.0, "total_bytes": 2**40, "free_bytes": 2**30})
+    try:
+        answer = leverplus("disk", data=tmp_path, LEVERPLUS_TRAINER_URL=said.url)
+    finally:
+        said.close()
+    shown = " ".join(answer.stdout.replace("│", " ").replace("┃", " ").split())
+    assert "what files size 30 days would free" in shown
+    assert "datasets 3 3.0 MiB checkpoints 2 2.0 KiB 1.0 KiB all 5 3.0 MiB 1.0 KiB" in shown
+    assert "1.0 GiB of 1024.0 GiB free" in shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from math import nan
 
 import pytest
@@ -11,7 +12,8 @@ from prometheus_client import Counter
 from pydantic import BaseModel, Field, field_validator
 
 from leverplus.errors import FingerprintMismatch, NotFound, QueueFull, Unavailable
-from leverplus.web import create_service, read_settings
+from leverplus.origin import origin
+from leverplus.web import AccessSettings, ObservationSettings, create_service, read_settings
 
 
 class Body(BaseModel):
@@ -214,9 +216,38 @@ def test_metrics_count_requests_by_route(client: TestClient):
     assert "own_things_total 1.0" in text
 
 
-def test_request_id_is_kept_or_made(client: TestClient):
-    assert client.get("/health/live", headers={"X-Request-ID": "abc"}).headers["x-request-id"] == "abc"
-    assert len(client.get("/health/live").headers["x-request-id"]) == 16
+@pytest.mark.parametrize("path", ["/health/live", "/missing", "/nowhere", "/broken", "/asked?query_id=1&query_id=2"])
+def test_request_id_is_kept_or_made_whatever_the_answer(client: TestClient, path: str):
+    assert client.get(path, headers={"X-Request-ID": "a:b/1"}).headers["x-request-id"] == "a:b/1"
+    assert len(client.get(path).headers["x-request-id"]) == 16
+    for odd in ("", "x" * 129, "two words", 'quote"', "tab\t", "é"):
+        assert len(client.get(path, headers={"X-Request-ID": odd.encode()}).headers["x-request-id"]) == 16  # type: ignore[dict-item]
+
+
+def test_an_unforeseen_error_is_logged_once_with_its_request_and_counted(client: TestClient, caplog: pytest.LogCaptureFixture):
+    told: list[str | None] = []
+    caplog.handler.addFilter(lambda _: told.append(origin.get().request_id) or True)
+    answer = client.get("/broken", headers={"X-Request-ID": "abc"})
+    assert answer.json()["detail"] == "ValueError; the service's log has the trace, under request id abc"
+    failures = [record for record in caplog.records if record.exc_info]
+    assert [record.getMessage() for record in failures] == ["GET /broken failed"]
+    assert "abc" in told
+    assert 'leverplus_http_requests_total{method="GET",route="/broken",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_requests_are_logged_when_asked_for(caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, "leverplus.requests")
+    for share, lines in ((0.0, 0), (1.0, 3)):
+        access = AccessSettings.model_validate({"LEVERPLUS_ACCESS_LOG": share})
+        client = TestClient(create_service("test", ready=lambda: None, access=access))
+        caplog.clear()
+        for path in ("/health/live", "/metrics", "/a%0Ab"):
+            client.get(path)
+        assert len(caplog.records) == lines
+    first, _, last = caplog.records
+    assert first.fields["route"] == "/health/live"  # type: ignore[attr-defined]
+    assert first.fields["status"] == 200  # type: ignore[attr-defined]
+    assert last.getMessage() == "GET /a%0Ab: 404"
 
 
 class Settings(BaseModel):
@@ -238,3 +269,14 @@ def test_a_bad_setting_is_one_line(capsys: pytest.CaptureFixture[str]):
     assert len(lines) == 2
     assert any("LEVERPLUS_PORT" in line and "'many'" in line for line in lines)
     assert any("REDIS_URL" in line for line in lines)
+
+
+def test_a_bad_address_is_not_repeated(capsys: pytest.CaptureFixture[str]):
+    for variable, field in (("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"), ("LEVERPLUS_ACCESS_LOG", "access_log")):
+        assert field in ObservationSettings.model_fields
+        with pytest.raises(SystemExit):
+            read_settings(ObservationSettings, {variable: "grpc://me:hunter2@collector"})
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT" in first
+    assert "hunter2" not in first
+    assert "hunter2" in second

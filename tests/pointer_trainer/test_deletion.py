@@ -332,3 +332,25 @@ def test_a_line_of_the_history_that_was_cut_short_costs_no_other(data: DataRoot)
     path.write_bytes(path.read_bytes() + b'\n{"alias":"production","checkpoint_id":"ckpt-x","reason":"}')
     promote(data, "production", "ckpt-b", by="me", reason="r")
     assert ever_promoted(data) == {"ckpt-a", "ckpt-b"}
+
+
+def test_the_disk_by_kind_and_what_a_retention_would_free(settings: TrainerSettings, data: DataRoot, jobs: JobStore) -> None:
+    make(data, "ckpt-old", days=31)
+    make(data, "ckpt-young", days=1)
+    old = run_of(data, jobs, status="failed")
+    run_of(data, jobs, status="failed")
+    age_job(jobs, old, days=31)
+    state = (data.run(old) / "state-1.safetensors").stat().st_size
+    checkpoint = sum(path.stat().st_size for path in data.checkpoint("ckpt-old").rglob("*"))
+    with TestClient(create_app(settings)) as client:
+        by_kind = {row["kind"]: row for row in client.get("/disk", params={"retention_days": 30}).json()["kinds"]}
+        assert (by_kind["training states"]["files"], by_kind["training states"]["retention_bytes"]) == (2, state)
+        assert by_kind["checkpoints"]["retention_bytes"] == checkpoint
+        assert by_kind["checkpoints"]["bytes"] > checkpoint
+        assert by_kind["datasets"]["retention_bytes"] == 0
+        unset = client.get("/disk").json()
+        assert (unset["retention_days"], unset["kinds"][0]["retention_bytes"]) == (None, None)
+        assert 0 < unset["free_bytes"] < unset["total_bytes"]
+        assert client.get("/disk", params={"retention_days": -1}).status_code == 422
+    assert data.checkpoint("ckpt-old").is_dir()
+    assert (data.run(old) / "state-1.safetensors").exists()

@@ -285,7 +285,7 @@ def until(condition: Any, limit_s: float = 20.0) -> None:
 def child(number: int, status: Any = "succeeded", **metrics: Any) -> Job:
     result = {"checkpoint_id": f"ckpt-{number}", "metrics": {**SHARES, **metrics}} if status == "succeeded" else None
     error = {"detail": "a | b"} if status == "failed" else None
-    return Job(f"job-{number}", "train", status, {}, None, result, error, False, 0.0, 0.0, 0.0, 1, "job")
+    return Job(f"job-{number}", "train", status, {}, None, result, error, False, 0.0, 0.0, 0.0, 1, "job", None, None)
 
 
 SHARES = {"file_share": 0.75, "fallback_share": 0.25, "epoch": 2, "held_out_rce": 1.0, "held_out_uniform_accuracy": 0.5}

@@ -14,6 +14,7 @@ import httpx
 
 from leverplus import errors
 from leverplus.data_root import check_name
+from leverplus.origin import passed_on
 from leverplus.scoring import (
     NDJSON,
     ScoredQuery,
@@ -25,6 +26,7 @@ from leverplus.scoring import (
     StreamProblem,
     StreamStart,
 )
+from leverplus.tracing import span
 
 CONNECT_LIMIT_S = 5.0
 DIRECT = {"all://127.0.0.1": None, "all://localhost": None, "all://[::1]": None}
@@ -134,6 +136,12 @@ def key_headers(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def say_for_whom(request: httpx.Request) -> None:
+    """A service that asks another passes on the ids of the request that it answers, and of the job that it does."""
+    for name, value in passed_on().items():
+        request.headers.setdefault(name, value)
+
+
 @contextmanager
 def transport_errors(service: str, base_url: str, asked: str, limit_s: float | None) -> Generator[None]:
     """httpx's errors of the connection as LeverPlusErrors."""
@@ -165,7 +173,14 @@ class ServiceClient:
         self.base_url = checked_url(self.service, base_url)
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_LIMIT_S)
         headers = key_headers(key)
-        self._http = httpx.Client(base_url=self.base_url, headers=headers, timeout=timeout, transport=transport, mounts=DIRECT)
+        self._http = httpx.Client(
+            base_url=self.base_url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            mounts=DIRECT,
+            event_hooks={"request": [say_for_whom]},
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -183,8 +198,9 @@ class ServiceClient:
         except (TypeError, ValueError) as exc:
             reason = _no_json(arguments.get("json"), "") or str(exc)
             raise errors.InvalidInput(f"{method} {path}: {reason}") from exc
-        with self._transport_errors(f"{method} {path}"):
+        with self._transport_errors(f"{method} {path}"), span(f"{method} {self.service}", "client", url__path=path) as traced:
             response = self._http.send(request)
+            traced.set(http__response__status_code=response.status_code)
         raise_problem(response)
         return response
 
@@ -218,7 +234,7 @@ class ScorerClient(ServiceClient):
     def score_stream(self, request: ScoreRequest) -> ScoreStream:
         """The scores as they become ready, also of a request that is larger than the scorer's queue. Raises as `score` does."""
         headers = {"Accept": NDJSON}
-        with self._transport_errors("POST /score"):
+        with self._transport_errors("POST /score"), span("POST vqa_scorer", "client", url__path="/score"):
             asked = self._http.build_request("POST", "/score", json=request.model_dump(), headers=headers)
             response = self._http.send(asked, stream=True)
         if response.status_code >= 400:
@@ -350,6 +366,11 @@ class TrainerClient(ServiceClient):
                 return _result(job)
             time.sleep(poll_s)
         raise errors.DeadlineExceeded(what=f"job {job_id}", limit_s=limit_s)
+
+    def disk(self, *, retention_days: float | None = None) -> dict[str, Any]:
+        """What each kind of data takes, and what that retention, or the service's own, would free."""
+        params = {} if retention_days is None else {"retention_days": retention_days}
+        return self.request("GET", "/disk", params=params).json()
 
     def checkpoints(self) -> dict[str, Any]:
         """`checkpoints` as they describe themselves, and `broken`."""

@@ -8,6 +8,9 @@ from pathlib import Path
 
 from leverplus.errors import InvalidConfig
 
+KINDS = ("datasets", "embeddings", "rl-data", "runs", "checkpoints", "deployments", "openings")
+"""The folders of a data root."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

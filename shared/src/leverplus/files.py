@@ -20,6 +20,11 @@ _TRASH = ".trash"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.[0-9a-f]{8}\.tmp")
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that says who writes there: `remove_left_over` finds it when that process is gone."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+
+
 def unfenced() -> None:
     """The fence of a run that no other can take over: one outside of the job store."""
 
@@ -28,7 +33,7 @@ def unfenced() -> None:
 def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO]:
     """A binary file that appears under `path` only when the block and `fence` end without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as stream:
             yield stream
@@ -48,7 +53,7 @@ def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO
 def atomic_folder(path: Path, *, fence: Fence | None = None) -> Generator[Path]:
     """A folder that appears under `path` only when the block and `fence` end without an error; `path` must not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary

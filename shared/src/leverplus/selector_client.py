@@ -16,7 +16,16 @@ from typing import Any, Self, TypeVar
 import httpx
 from typing_extensions import Unpack
 
-from leverplus.client import CONNECT_LIMIT_S, DIRECT, ServiceClient, checked_url, key_headers, raise_problem, transport_errors
+from leverplus.client import (
+    CONNECT_LIMIT_S,
+    DIRECT,
+    ServiceClient,
+    checked_url,
+    key_headers,
+    raise_problem,
+    say_for_whom,
+    transport_errors,
+)
 from leverplus.errors import LeverPlusError
 from leverplus.retrying import RetryPolicy, retry_after_s
 from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, AskedQuery, Choosing, Prompt, Selection
@@ -116,6 +125,7 @@ class AsyncSelectorClient:
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
             transport=transport,
             mounts=DIRECT,
+            event_hooks={"request": [_say_for_whom]},
         )
 
     async def __aenter__(self) -> Self:
@@ -196,3 +206,7 @@ def _bodies(queries: Sequence[AskedQuery], size: int, choosing: Choosing) -> lis
 
 def _joined(answers: Sequence[Mapping[str, list[T]]]) -> list[T]:
     return [result for answer in answers for result in answer["results"]]
+
+
+async def _say_for_whom(request: httpx.Request) -> None:
+    say_for_whom(request)

@@ -16,7 +16,7 @@ from leverplus.web import create_service
 from pointer_trainer.broker import Broker
 from pointer_trainer.metrics import TrainerGauges
 from pointer_trainer.reconciler import reconcile_forever
-from pointer_trainer.routes import checkpoints, data, jobs
+from pointer_trainer.routes import checkpoints, data, disk, jobs
 from pointer_trainer.settings import TrainerSettings
 from pointer_trainer.state import TrainerState
 
@@ -64,6 +64,6 @@ def create_app(settings: TrainerSettings) -> FastAPI:
     app = create_service("pointer_trainer", ready=ready, access=settings, lifespan=lifespan, body_limit_exempt=("POST /rl-data",))
     app.state.registry.register(TrainerGauges(engine, state.broker, settings.data_root))
     app.state.trainer = state
-    for router in (jobs.router, data.router, checkpoints.router):
+    for router in (jobs.router, data.router, checkpoints.router, disk.router):
         app.include_router(router)
     return app

@@ -12,6 +12,7 @@ import torch
 
 from leverplus.errors import Cancelled, TrainingDiverged
 from leverplus.selector import Selector
+from leverplus.tracing import span
 from pointer_trainer.answer_table import AnswerTable
 from pointer_trainer.example_table import ExampleTable
 from pointer_trainer.held_out import NAMES, measure_held_out
@@ -73,31 +74,34 @@ def run_phase(
     for epoch in range(state.epoch + 1, phase.epochs + 1):
         if phase.stops_when_worse and _has_become_worse(state, logger):
             return
-        model.train(phase.dropout)
-        generator = np.random.default_rng([config.seed, epoch, phase.index])
-        rows = phase.rows(examples.examples, epoch) if isinstance(examples, ExampleTable) else np.arange(len(examples))
-        order = generator.permutation(rows)
-        steps: list[dict[str, float]] = []
-        for batch in _unless(should_stop, examples.batches(config.batch_size, order, generator)):
-            for group in optimizer.param_groups:
-                group["lr"] = phase.lr * learning_rate_factor(config.lr_schedule, step, total)
-            outputs = objective.loss(model, batch, step)
-            optimizer.zero_grad(set_to_none=True)
-            outputs.loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
-            if not (torch.isfinite(outputs.loss) and torch.isfinite(grad_norm)):
-                raise TrainingDiverged(epoch=epoch, step=step, loss=outputs.loss.item(), grad_norm=grad_norm.item(), lr=phase.lr)
-            optimizer.step()
-            step += 1
-            steps.append({**outputs.metrics, "train_loss": outputs.loss.item(), "grad_norm": grad_norm.item()})
-            progress(phase.name, step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
-        judged = judge()
-        summary = summarise(steps)
-        if not all(math.isfinite(value) for value in judged.values()):
-            # The last step of an epoch has no loss after it that would show what it did.
-            raise TrainingDiverged(
-                epoch=epoch, step=step, loss=judged["held_out_rce"], grad_norm=summary["grad_norm"], lr=phase.lr
-            )
+        with span("training epoch", training__phase=phase.name, training__epoch=epoch) as traced:
+            model.train(phase.dropout)
+            generator = np.random.default_rng([config.seed, epoch, phase.index])
+            rows = phase.rows(examples.examples, epoch) if isinstance(examples, ExampleTable) else np.arange(len(examples))
+            order = generator.permutation(rows)
+            steps: list[dict[str, float]] = []
+            for batch in _unless(should_stop, examples.batches(config.batch_size, order, generator)):
+                for group in optimizer.param_groups:
+                    group["lr"] = phase.lr * learning_rate_factor(config.lr_schedule, step, total)
+                outputs = objective.loss(model, batch, step)
+                optimizer.zero_grad(set_to_none=True)
+                outputs.loss.backward()
+                grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+                if not (torch.isfinite(outputs.loss) and torch.isfinite(grad_norm)):
+                    found = {"loss": outputs.loss.item(), "grad_norm": grad_norm.item()}
+                    raise TrainingDiverged(epoch=epoch, step=step, lr=phase.lr, **found)
+                optimizer.step()
+                step += 1
+                steps.append({**outputs.metrics, "train_loss": outputs.loss.item(), "grad_norm": grad_norm.item()})
+                progress(phase.name, step, total, {"epoch": epoch, "loss": outputs.loss.item(), **judged})
+            judged = judge()
+            summary = summarise(steps)
+            if not all(math.isfinite(value) for value in judged.values()):
+                # The last step of an epoch has no loss after it that would show what it did.
+                raise TrainingDiverged(
+                    epoch=epoch, step=step, loss=judged["held_out_rce"], grad_norm=summary["grad_norm"], lr=phase.lr
+                )
+            traced.set(training__steps=len(steps), training__loss=summary["train_loss"])
         keep(epoch, step)
         yield {"phase": phase.name, "epoch": epoch, "step": step, **nothing, **summary, **judged}
 

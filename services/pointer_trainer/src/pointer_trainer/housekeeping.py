@@ -29,8 +29,8 @@ def keep_house(root: DataRoot, jobs: JobStore, *, retention_days: float | None) 
         logger.info("removed run directory %s: its job was never made", folder.name)
     if retention_days is not None:
         before = datetime.now(UTC) - timedelta(days=retention_days)
-        for path in remove_training_states(root, jobs, before):
-            logger.info("removed training state %s: its job ended over %g days ago", path, retention_days)
+        for deleted in remove_training_states(root, jobs, before):
+            logger.info("removed training state %s: its job ended over %g days ago", deleted.name, retention_days)
         for deleted in apply_retention(root, jobs, before):
             logger.info("removed checkpoint %s (%d bytes), over %g days old", deleted.name, deleted.bytes, retention_days)
     for parent in ("runs", "checkpoints"):
@@ -51,26 +51,31 @@ def remove_orphans(root: DataRoot, jobs: JobStore, *, older_than_s: float = ORPH
     return removed
 
 
-def remove_training_states(root: DataRoot, jobs: JobStore, before: datetime) -> list[Path]:
+def remove_training_states(root: DataRoot, jobs: JobStore, before: datetime, *, dry_run: bool = False) -> list[Deleted]:
     """States of jobs that ended, without success or they had none, before that time: resumed they begin anew."""
-    removed: list[Path] = []
+    removed: list[Deleted] = []
     for path in (root.path / "runs").glob("job-*/state-*.safetensors"):
         with deletions_locked_out(root):
             job = _row(jobs, path.parent.name)
             if job is None or job.status not in TERMINAL or (job.finished_at or 0.0) >= before.timestamp():
                 continue
-            path.unlink(missing_ok=True)
-        removed.append(path)
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                continue
+            if not dry_run:
+                path.unlink(missing_ok=True)
+        removed.append(Deleted(str(path), size))
     return removed
 
 
-def apply_retention(root: DataRoot, jobs: JobStore, before: datetime) -> list[Deleted]:
+def apply_retention(root: DataRoot, jobs: JobStore, before: datetime, *, dry_run: bool = False) -> list[Deleted]:
     """Deletes checkpoints that jobs made before that time and that were never promoted; imported ones stay."""
     promoted = ever_promoted(root)
     infos, _ = list_checkpoints(root)
     spared = dict.fromkeys(promoted, "it was promoted once")
     spared |= {info.checkpoint_id: "it was imported" for info in infos if not info.rl_data}
-    return prune_checkpoints(root, jobs, keep_best=None, created_before=before, spared=spared)[0]
+    return prune_checkpoints(root, jobs, keep_best=None, created_before=before, spared=spared, dry_run=dry_run)[0]
 
 
 def _row(jobs: JobStore, job_id: str) -> Job | None:

@@ -6,13 +6,14 @@ import os
 import sys
 
 from leverplus.errors import LeverPlusError
-from leverplus.web import read_settings, serve
+from leverplus.web import observe, read_settings, serve
 from pointer_trainer.app import create_app
 from pointer_trainer.settings import TrainerSettings
 
 
 def main() -> None:
     settings = read_settings(TrainerSettings, os.environ)
+    observe("pointer_trainer", settings)
     try:
         app = create_app(settings)
     except LeverPlusError as exc:

@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import LeverPlusError
+from leverplus.origin import Origin, working_for
 from leverplus.store import JobStore
 from pointer_trainer.broker import Broker
 from pointer_trainer.housekeeping import HOUSEKEEPING_EVERY_S, keep_house
@@ -34,9 +35,10 @@ def reconcile(jobs: JobStore, broker: Broker) -> int:
     waiting = broker.waiting() if unsent else frozenset[str]()
     missing = [job for job in unsent if job.id not in waiting]
     for job in missing:
-        broker.send(job.id)
-        jobs.mark_enqueued(job.id)
-        logger.info("sent a message for job %s (%s)", job.id, job.status)
+        with working_for(Origin(job.request_id, job.id, job.traceparent)):
+            broker.send(job.id)
+            jobs.mark_enqueued(job.id)
+            logger.info("sent a message for job %s (%s)", job.id, job.status)
     return len(missing)
 
 

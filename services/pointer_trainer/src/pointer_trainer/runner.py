@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from leverplus.errors import Cancelled, LeverPlusError
 from leverplus.files import write_json
+from leverplus.origin import Origin, working_for
 from leverplus.store import Job, JobStore, Lease, LeaseLost
 from leverplus.store.jobs import HEARTBEAT_LIMIT_S
+from leverplus.tracing import span
 from leverplus.web.problems import problem
 from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
@@ -63,7 +66,14 @@ def run_job(
     if not (run_folder / "config.json").exists():
         config = {"job_id": job_id, "kind": job.kind, "config": job.config}
         write_json(run_folder / "config.json", config, fence=pulse.require_lease)
-    with _job_log(job_id, run_folder) as log, pulse.beating():
+    asked = Origin(job.request_id, job_id, job.traceparent)
+    named = {"job__kind": job.kind, "job__run": lease.version, "job__parent": job.parent}
+    with (
+        working_for(asked),
+        span(f"job {job.kind}", "consumer", **named) as traced,
+        _job_log(job_id, run_folder) as log,
+        pulse.beating(),
+    ):
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
             job_id=job_id,
@@ -83,7 +93,9 @@ def run_job(
             children=_Children(job_id, jobs, settings, owner, functions),
         )
         try:
-            return _finish(job, context, pulse, jobs, lease, functions)
+            outcome = _finish(job, context, pulse, jobs, lease, functions)
+            traced.set(job__outcome=outcome)
+            return outcome
         except LeaseLost:
             # It may have ended the job a moment ago, and not come to say so.
             pulse.end()
@@ -160,7 +172,7 @@ class _Pulse:
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=f"pulse of {lease.job_id}", daemon=True)
+        self._thread: threading.Thread | None = None
         self.has_ended_job = False
         """The job was cancelled, and ended from here because its work did not notice in time."""
 
@@ -186,6 +198,9 @@ class _Pulse:
 
     @contextmanager
     def beating(self) -> Generator[None]:
+        # In a copy of the context, so that its log lines name the job too.
+        name = f"pulse of {self._lease.job_id}"
+        self._thread = threading.Thread(target=copy_context().run, args=(self._run,), name=name, daemon=True)
         self._thread.start()
         try:
             yield
@@ -195,7 +210,8 @@ class _Pulse:
     def end(self) -> None:
         """Returns when the thread has ended; once more is no error."""
         self._ended.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def _run(self) -> None:
         last_beat = time.monotonic()

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +132,7 @@ class Scorer:
         try:
             while True:
                 while len(waiting) < self._traffic.in_flight and (batch := next(batches, None)) is not None:
-                    waiting.append((batch, threads.submit(self._ask, batch)))
+                    waiting.append((batch, threads.submit(copy_context().run, self._ask, batch)))
                 if not waiting:
                     return
                 batch, future = waiting.popleft()

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr
 
 from leverplus.data_root import DataRoot
-from leverplus.web import AccessSettings
+from leverplus.web import AccessSettings, ObservationSettings
 
 LONGEST_DAYS = 36_500.0
 """Of an age that something is to have; the calendar's time before today is not much longer than 2,000 years."""
 
 
-class WorkerSettings(BaseModel):
+class WorkerSettings(ObservationSettings):
     """What both processes need: the data, the database, the broker, the scorer."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)

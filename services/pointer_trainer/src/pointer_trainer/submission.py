@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError
 
 from leverplus.errors import Unavailable
 from leverplus.files import remove_folder, write_json
+from leverplus.origin import origin, working_for
 from leverplus.store import Job
 from leverplus.store.jobs import new_job_id
 from pointer_trainer.children import child_id
@@ -52,7 +53,9 @@ def submit(
     if job.id != job_id:
         remove_folder(run_folder)
         return job
-    enqueue(state, job)
+    with working_for(origin.get()._replace(job_id=job.id)):
+        logger.info("%s is queued", kind)
+        enqueue(state, job)
     return job
 
 

@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import InvalidInput
 from leverplus.selection import Selection, Selections
+from leverplus.tracing import NO_SPAN, Span, span
 from leverplus.web import described_parameters, query_parameters
 from selector_api.answers import Way, resolve_query, select_each, settle_way
 from selector_api.batches import Batches
@@ -39,16 +40,19 @@ _IMAGE_MAX_AGE_S = 3600
 async def select_one(request: Request) -> Response:
     """Demonstrations for a query of the dataset; only `query_id` (or `question_id`) is required."""
     answers: KnownAnswers = request.app.state.known
-    known = answers.find(request)
-    if known is None:
-        parameters = query_parameters(request, SelectParameters, lists=("exclude",))
-        served = await find_served(request, parameters)
-        way = await find_way(request, served, parameters)
-        query = resolve_query(served, parameters.query_id, parameters.question_id)
-        batches: Batches = request.app.state.batches
-        body = orjson.dumps(await batches.select(served, way, query))
-        alias = None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS
-        known = answers.keep(request, KnownAnswer(served, alias, way, body))
+    with span("select") as traced:
+        known = found = answers.find(request)
+        if known is None:
+            parameters = query_parameters(request, SelectParameters, lists=("exclude",))
+            served = await find_served(request, parameters)
+            way = await find_way(request, served, parameters)
+            query = resolve_query(served, parameters.query_id, parameters.question_id)
+            batches: Batches = request.app.state.batches
+            body = orjson.dumps(await batches.select(served, way, query))
+            alias = None if parameters.checkpoint else parameters.alias or DEFAULT_ALIAS
+            known = answers.keep(request, KnownAnswer(served, alias, way, body))
+        if traced is not NO_SPAN:
+            _describe(traced, known.served, known.way, queries=1, known=found is not None)
     request.app.state.selections.labels(known.way.policy).inc()
     return Response(known.body, media_type="application/json")
 
@@ -67,7 +71,10 @@ async def select_many(request: Request, body: Annotated[SelectRequest, Body()]) 
     unseen = await encode_unseen(request.app.state.encoding, served, body.queries)
 
     def answer() -> bytes:
-        return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
+        with span("select") as traced:
+            if traced is not NO_SPAN:
+                _describe(traced, served, way, queries=len(body.queries), known=False)
+            return orjson.dumps({"results": [selection for _, selection in select_each(served, body.queries, unseen, way)]})
 
     # A thousand choices take a moment; other requests and the probes go on meanwhile.
     content = await run_in_threadpool(answer)
@@ -97,6 +104,13 @@ async def image(request: Request, dataset: str, item_id: int) -> Response:
         return Response(status_code=304, headers=headers)
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return FileResponse(path, media_type=kind, headers=headers, stat_result=status)
+
+
+def _describe(traced: Span, served: Served, way: Way, *, queries: int, known: bool) -> None:
+    """`known`: answered before, and not chosen anew."""
+    size = served.info.pool_policy.get("k")
+    traced.set(select__queries=queries, select__shots=way.shots, select__policy=way.policy, select__pool_size=size)
+    traced.set(select__beam=way.beam, select__known=known, select__checkpoint=served.info.checkpoint_id)
 
 
 async def find_served(request: Request, asked: Choosing) -> Served:

@@ -20,6 +20,7 @@ from itertools import islice
 from typing import Any, Generic, Literal, TypeVar
 
 from leverplus.errors import GenerationFailed, InvalidInput, LeverPlusError, QueueFull, Unavailable
+from leverplus.origin import joined, origin, working_for
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Ticket(Generic[K, V]):
         self._future: asyncio.Future[dict[K, V]] = self._loop.create_future()
         self._values: dict[K, V] = {}
         self.keys = frozenset(keys)
+        self.origin = origin.get()
         if not keys:
             self._future.set_result({})
 
@@ -210,7 +212,8 @@ class BatchWorker(Generic[K, P, V]):
         while batch := self._take():
             if self._look_ahead is not None and self._next:
                 self._look_ahead([work.prompt for work in self._next])
-            self._work_on(batch)
+            with working_for(joined(ticket.origin for work in batch for ticket in tuple(work.tickets))):
+                self._work_on(batch)
 
     def _fail(self, reason: str) -> None:
         with self._changed:

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from leverplus.errors import LeverPlusError
-from leverplus.web import read_settings, serve
+from leverplus.web import observe, read_settings, serve
 from vqa_scorer.app import create_app
 from vqa_scorer.settings import ScorerSettings
 
@@ -15,6 +15,9 @@ from vqa_scorer.settings import ScorerSettings
 def main() -> None:
     """Serves until stopped; exits with 1 and one line when the VLM cannot be loaded."""
     settings = read_settings(ScorerSettings, os.environ)
+    observe("vqa_scorer", settings)
+    # A bar that is drawn for a terminal is no line of a log.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     reasons: list[str] = []
 
     def load_failed(reason: str) -> None:

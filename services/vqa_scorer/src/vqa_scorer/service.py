@@ -15,6 +15,7 @@ from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavai
 from leverplus.fingerprint import digest
 from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 from leverplus.store import ScoreKey, ScoreStore
+from leverplus.tracing import span
 from vqa_scorer.answering import make_fingerprint, make_response
 from vqa_scorer.batching import BatchWorker, Ticket
 from vqa_scorer.claims import BatchClaims
@@ -233,9 +234,12 @@ class ScoringService:
         """Lets the engine answer, and commits. The errors of what could not be answered."""
         if not tasks:
             return {}
-        started = time.perf_counter()
-        made, failed = self._ask_engine(tasks)
-        seconds = time.perf_counter() - started
+        with span("score batch", batch__size=len(tasks)) as traced:
+            tokens = self._tokens()
+            started = time.perf_counter()
+            made, failed = self._ask_engine(tasks)
+            seconds = time.perf_counter() - started
+            traced.set(batch__failed=len(failed), batch__tokens=None if tokens is None else (self._tokens() or 0) - tokens)
         with self.metrics.phase("commit"):
             self._commit(made)
         weighed = sum(key.kind == "probabilities" for key in made)
@@ -244,6 +248,10 @@ class ScoringService:
             self.metrics.add(failed_batches=1)
             logger.warning("%d of a batch of %d failed: %s", len(failed), len(tasks), next(iter(failed.values())))
         return failed
+
+    def _tokens(self) -> int | None:
+        """That the engine has read so far; None where it does not count."""
+        return self._engine.counts().tokens if isinstance(self._engine, Counting) else None
 
     def _ask_engine(self, tasks: Mapping[WorkKey, Task]) -> tuple[dict[WorkKey, Outcome], dict[WorkKey, LeverPlusError]]:
         """What was made, and the errors of what was not."""

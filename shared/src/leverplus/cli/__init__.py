@@ -7,7 +7,21 @@ from __future__ import annotations
 
 import typer
 
-from leverplus.cli import checkpoints, data, doctor, evaluation, jobs, keys, prefilters, processes, rl, scoring, services
+from leverplus.cli import (
+    backups,
+    checkpoints,
+    data,
+    disk,
+    doctor,
+    evaluation,
+    jobs,
+    keys,
+    prefilters,
+    processes,
+    rl,
+    scoring,
+    services,
+)
 from leverplus.cli.one_line_errors import OneLineErrors
 from leverplus.cli.options import ServiceKey
 
@@ -17,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for group in (data, scoring, services, evaluation, checkpoints, prefilters, processes, doctor):
+for group in (data, scoring, services, evaluation, checkpoints, prefilters, processes, disk, backups, doctor):
     group.register(app)
 app.add_typer(rl.app, name="rl")
 app.add_typer(jobs.app, name="jobs")

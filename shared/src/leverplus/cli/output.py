@@ -15,6 +15,8 @@ def print_json(value: Any) -> None:
 
 
 def shown_bytes(count: int) -> str:
+    if count >= 2**30:
+        return f"{count / 2**30:.1f} GiB"
     return f"{count / 2**20:.1f} MiB" if count >= 2**20 else f"{count / 2**10:.1f} KiB"
 
 

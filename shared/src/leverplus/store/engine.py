@@ -10,7 +10,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 
 from leverplus.errors import InvalidConfig, Unavailable
@@ -31,15 +32,8 @@ def open_store(url: str) -> Engine:
 
     Raises InvalidConfig for an URL that names no such database, Unavailable when the database does not answer.
     """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as exc:
-        raise InvalidConfig(field="DATABASE_URL", reason="not a database URL; write sqlite:///path or postgresql://…") from exc
-    if parsed.drivername == "postgresql":
-        parsed = parsed.set(drivername="postgresql+psycopg")
+    parsed = parsed_url(url)
     dialect = parsed.get_backend_name()
-    if dialect not in ("sqlite", "postgresql"):
-        raise InvalidConfig(field="DATABASE_URL", reason=f"{dialect!r} is not supported; use sqlite or postgresql")
     shown = parsed.render_as_string(hide_password=True)
     try:
         if dialect == "sqlite" and parsed.database:
@@ -68,6 +62,24 @@ def open_store(url: str) -> Engine:
     return engine
 
 
+def parsed_url(url: str) -> URL:
+    """With the driver that we use; InvalidConfig for one that names no SQLite and no PostgreSQL."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as exc:
+        raise InvalidConfig(field="DATABASE_URL", reason="not a database URL; write sqlite:///path or postgresql://…") from exc
+    if parsed.drivername == "postgresql":
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if (dialect := parsed.get_backend_name()) not in ("sqlite", "postgresql"):
+        raise InvalidConfig(field="DATABASE_URL", reason=f"{dialect!r} is not supported; use sqlite or postgresql")
+    return parsed
+
+
+def known_revisions() -> list[str]:
+    """Of the schema, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
+
+
 def _not_writable(shown: str, error: OSError) -> Unavailable:
     hint = "check that its folder can be written"
     return Unavailable(what="database", reason=f"{shown}: {error.filename}: {error.strerror}", hint=hint)
@@ -75,11 +87,16 @@ def _not_writable(shown: str, error: OSError) -> Unavailable:
 
 def migrate(connection: Connection) -> None:
     """Runs the migrations up to head on `connection`."""
+    config = _alembic()
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _alembic() -> Config:
     config = Config()
     # Alembic reads its options as a ConfigParser does, to whom % is the start of a name.
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+    return config
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from leverplus.errors import Conflict, NotFound
 from leverplus.fingerprint import canonical_json
+from leverplus.origin import origin
 from leverplus.store.schema import jobs
 
 JobStatus = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -39,7 +40,8 @@ class LeaseLost(Conflict):
 class Job:
     """A job as it stands. Times are seconds since 1970; `progress` is {phase, step, total, eta_s, …} or None.
 
-    `parent`: the job that this one belongs to; None for one that was asked for by itself.
+    `parent`: the job that this one belongs to; None for one that was asked for by itself. `request_id` and `traceparent`: of the
+    request that made it, where there was one.
     """
 
     id: str
@@ -55,6 +57,8 @@ class Job:
     finished_at: float | None
     lease_version: int
     parent: str | None
+    request_id: str | None
+    traceparent: str | None
 
 
 @dataclass(frozen=True)
@@ -86,10 +90,11 @@ class JobStore:
     ) -> Job:
         """A new queued job; the earlier one for a repeated key with the same kind and config; Conflict for another config.
 
-        `children`: kind and config, by id, of queued jobs that belong to it; all are made or none.
+        `children`: kind and config, by id, of queued jobs that belong to it; all are made or none. Each bears the request that is
+        being answered now.
         """
         new_id = job_id or new_job_id()
-        now = time.time()
+        now, asked = time.time(), origin.get()
 
         def queued(job_id: str, kind: str, config: Mapping[str, Any], **values: Any) -> dict[str, Any]:
             fixed = {"status": "queued", "cancel_requested": False, "created_at": now, "lease_version": 0}
@@ -99,6 +104,8 @@ class JobStore:
                 "config": dict(config),
                 "idempotency_key": None,
                 "parent": None,
+                "request_id": asked.request_id,
+                "traceparent": asked.traceparent,
                 **fixed,
                 **values,
             }

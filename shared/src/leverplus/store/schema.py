@@ -70,7 +70,9 @@ jobs = Table(
     Column("lease_owner", String(255)),
     Column("lease_version", Integer, nullable=False),
     Column("parent", String(64)),
+    Column("request_id", String(128)),
+    Column("traceparent", String(64)),
     Index("ix_jobs_status", "status", "created_at"),
     Index("ix_jobs_parent", "parent"),
 )
-"""`parent` is the id of the job that this one belongs to."""
+"""`parent` is the id of the job that this one belongs to. `request_id` and `traceparent` are of the request that made it."""

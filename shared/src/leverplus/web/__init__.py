@@ -2,8 +2,19 @@
 
 from leverplus.web.access import AccessSettings
 from leverplus.web.application import create_service, serve
+from leverplus.web.observation import ObservationSettings, observe
 from leverplus.web.query_parameters import described_parameters, query_parameters
 from leverplus.web.settings import read_settings
 from leverplus.web.shortcut import Shortcut
 
-__all__ = ["AccessSettings", "Shortcut", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]
+__all__ = [
+    "AccessSettings",
+    "ObservationSettings",
+    "Shortcut",
+    "create_service",
+    "described_parameters",
+    "observe",
+    "query_parameters",
+    "read_settings",
+    "serve",
+]

@@ -13,13 +13,14 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from leverplus.errors import LeverPlusError, NotAllowed, NotAuthenticated, TooManyRequests, shorten
 from leverplus.keys import Key, KeyFile, Role
+from leverplus.web.observation import ObservationSettings
 from leverplus.web.problems import MEDIA_TYPE, PROBLEM_SCHEMA, problem, problem_response
 
 audit = logging.getLogger("leverplus.audit")
@@ -52,6 +53,7 @@ NEEDED: dict[tuple[str, str], Role] = {
     ("DELETE", "/jobs/{job_id}/run"): "admin",
     ("POST", "/jobs/{job_id}/resume"): "write",
     ("GET", "/datasets"): "read",
+    ("GET", "/disk"): "read",
     ("GET", "/rl-data"): "read",
     ("GET", "/checkpoints"): "read",
     ("DELETE", "/checkpoints/{checkpoint_id}"): "admin",
@@ -77,7 +79,7 @@ _WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
 _SCHEME = "key"
 
 
-class AccessSettings(BaseModel):
+class AccessSettings(ObservationSettings):
     """Where a service listens, and for whom."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-import secrets
+import random
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from socket import socket
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 from fastapi import FastAPI, Response
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -26,13 +27,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from leverplus import __version__
 from leverplus.errors import InvalidInput, LeverPlusError, shorten
 from leverplus.keys import KeyFile
+from leverplus.origin import REQUEST_ID, asked_by, origin
+from leverplus.tracing import NO_SPAN, Span, is_tracing, span
 from leverplus.web.access import Access, AccessSettings, describe_access
 from leverplus.web.body_limit import BodyLimit
-from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, problem, problem_response
+from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, internal_error, problem, problem_response
 
-request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="-")
+requests_log = logging.getLogger("leverplus.requests")
 
-_ACCEPTED_ID_LENGTH = 128
+_REQUEST_ID = REQUEST_ID.lower().encode()
+_UNTRACED = ("/health/live", "/health/ready", "/metrics")
+"""Asked for every few seconds, and the same each time."""
+_NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own, whatever its environment says: spans of ours go on through worker and scorer."""
 _COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
@@ -68,6 +75,7 @@ def create_service(
         lifespan=lifespan,
         responses=PROBLEM_RESPONSES,
         generate_unique_id_function=_operation_id,
+        telemetry=_NO_TELEMETRY,
     )
     access = access or AccessSettings.model_validate({})
     app.state.registry = registry or CollectorRegistry()
@@ -80,7 +88,7 @@ def create_service(
     app.add_middleware(BodyLimit, limit=body_limit_mib * 1024 * 1024, exempt=body_limit_exempt)
     app.add_middleware(Access, keys=KeyFile(access.keys) if access.keys is not None else None, rate=access.key_rate)
     describe_access(app)
-    app.add_middleware(_Observed, registry=app.state.registry)
+    app.add_middleware(_Observed, registry=app.state.registry, logged=access.access_log)
 
     @app.get("/health/live", tags=["health"])
     async def live() -> dict[str, str]:
@@ -103,9 +111,6 @@ def create_service(
 
 def serve(app: FastAPI, *, host: str, port: int) -> None:
     """Runs the application until SIGTERM or SIGINT; open requests get 10 s to end."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_with_request_id)
     server = _Server(
         uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10), app
     )
@@ -134,11 +139,6 @@ class _Server(uvicorn.Server):
         for connection in connections:
             if connection.flow is not None and connection.flow.write_paused:
                 connection.transport.abort()
-
-
-def _with_request_id(record: logging.LogRecord) -> bool:
-    record.request_id = request_id.get()
-    return True
 
 
 def _operation_id(route: APIRoute) -> str:
@@ -181,37 +181,56 @@ class _SingleParameters:
 
 
 class _Observed:
-    """Gives every request an id (the client's X-Request-ID, or a new one), and counts and times it by route."""
+    """Gives every request an id (the client's X-Request-ID, or a new one), counts and times it by route, and answers what nobody
+    else has: an error that was not foreseen.
 
-    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+    `logged` is the share of requests that leave a line in the log.
+    """
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry, logged: float) -> None:
         self._app = app
+        self._logged = logged
         labels = ["method", "route", "status"]
         self._counters: dict[tuple[str | int, ...], Counter] = {}
         self._requests = Counter("leverplus_http_requests", "HTTP requests", labels, registry=registry)
-        self._seconds = Histogram("leverplus_http_request_seconds", "Seconds to the response's start", registry=registry)
+        self._seconds = Histogram("leverplus_http_request_seconds", "Seconds to the response's end", registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-request-id"), "")
-        identifier = given if given.isprintable() and 0 < len(given) <= _ACCEPTED_ID_LENGTH else secrets.token_hex(8)
-        token = request_id.set(identifier)
+        asked = asked_by(scope["headers"])
+        named = (_REQUEST_ID, (asked.request_id or "").encode())
+        token = origin.set(asked)
+        status: int | None = None
+        traced = span(scope["method"], "server") if is_tracing() and scope["path"] not in _UNTRACED else NO_SPAN
 
         async def observed_send(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", identifier.encode("latin-1"))]
-                route = scope.get("route")
-                path = route.path if isinstance(route, APIRoute) else "none"
-                self._count(scope["method"], path, message["status"])
+                message["headers"] = [*message["headers"], named]
+                status = message["status"]
+                self._count(scope["method"], _route(scope), message["status"])
+                if traced is not NO_SPAN:
+                    _describe(traced, scope, message["status"])
             await send(message)
 
         started = time.perf_counter()
         try:
-            await self._app(scope, receive, observed_send)
+            with traced:
+                try:
+                    await self._app(scope, receive, observed_send)
+                except Exception as exc:
+                    response = internal_error(scope, exc)
+                    if status is not None:
+                        raise  # too late for another answer: the server closes the connection
+                    await response(scope, receive, observed_send)
         finally:
-            self._seconds.observe(time.perf_counter() - started)
-            request_id.reset(token)
+            seconds = time.perf_counter() - started
+            self._seconds.observe(seconds)
+            if self._logged and random.random() < self._logged:
+                _write_down(scope, status, seconds)
+            origin.reset(token)
 
     def _count(self, *labels: str | int) -> None:
         counter = self._counters.get(labels)
@@ -221,3 +240,19 @@ class _Observed:
             if len(self._counters) < _COUNTERS_KEPT:
                 self._counters[labels] = counter
         counter.inc()
+
+
+def _route(scope: Scope) -> str:
+    route = scope.get("route")
+    return route.path if isinstance(route, APIRoute) else "none"
+
+
+def _describe(traced: Span, scope: Scope, status: int) -> None:
+    route = _route(scope)
+    traced.rename(f"{scope['method']} {route}")
+    traced.set(http__request__method=scope["method"], http__route=route, http__response__status_code=status)
+
+
+def _write_down(scope: Scope, status: int | None, seconds: float) -> None:
+    fields = {"method": scope["method"], "route": _route(scope), "status": status, "duration_ms": round(seconds * 1e3, 3)}
+    requests_log.info("%s %s: %s", scope["method"], shorten(quote(scope["path"])), status, extra={"fields": fields})

@@ -6,13 +6,16 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
+from urllib.parse import quote
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from leverplus.errors import LeverPlusError, shorten
+from leverplus.origin import origin
 
 logger = logging.getLogger("leverplus.web")
 
@@ -160,13 +163,14 @@ def install_problem_handlers(app: FastAPI) -> None:
             headers["Allow"] = ", ".join(_methods(request)) or headers.get("Allow", "")
         return problem_response(document, headers)
 
-    @app.exception_handler(Exception)
-    async def _unknown(request: Request, error: Exception) -> Response:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        document = {
-            "type": "InternalError",
-            "title": "Internal error",
-            "status": 500,
-            "detail": f"{type(error).__name__}; the service's log has the request id and the trace",
-        }
-        return problem_response(document)
+
+def internal_error(scope: Scope, error: Exception) -> Response:
+    """The answer to a request that failed for a reason of our own; its trace goes to the log."""
+    logger.error("%s %s failed", scope["method"], shorten(quote(scope["path"])), exc_info=error)
+    document = {
+        "type": "InternalError",
+        "title": "Internal error",
+        "status": 500,
+        "detail": f"{type(error).__name__}; the service's log has the trace, under request id {origin.get().request_id}",
+    }
+    return problem_response(document)

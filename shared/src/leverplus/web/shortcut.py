@@ -34,7 +34,7 @@ class Shortcut:
         except Exception as exc:
             handlers: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = scope["app"].exception_handlers
             handler = next((handlers[kind] for kind in type(exc).__mro__[:-2] if kind in handlers), None)
-            if handler is None or handler is handlers.get(Exception):
+            if handler is None:
                 raise
             response = await handler(request, exc)
         await response(scope, receive, send)
