@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml)
-EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
+EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres,s3]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled, LeverPlusError
 from leverplus.files import write_json
 from leverplus.store import Job, JobStore, Lease, LeaseLost
@@ -22,6 +23,7 @@ from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
 from pointer_trainer.jobs import JOB_FUNCTIONS
 from pointer_trainer.settings import WorkerSettings
+from pointer_trainer.sharing import share_products, share_run, take_up
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +65,7 @@ def run_job(
     if not (run_folder / "config.json").exists():
         config = {"job_id": job_id, "kind": job.kind, "config": job.config}
         write_json(run_folder / "config.json", config, fence=pulse.require_lease)
-    with _job_log(job_id, run_folder) as log, pulse.beating():
+    with pulse.beating(), _job_log(job_id, run_folder, settings.data_root if lease.version > 1 else None) as log:
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
             job_id=job_id,
@@ -102,6 +104,7 @@ def _finish(
         if job.kind not in functions:
             raise LeverPlusError(f"jobs of kind {job.kind!r} cannot be run by this worker; it is older than the API")
         result = functions[job.kind](context)
+        share_products(context)
     except LeaseLost:
         raise
     except Cancelled as exc:
@@ -112,11 +115,13 @@ def _finish(
         return "cancelled"
     except LeverPlusError as exc:
         log.error("%s: %s", exc.kind, exc)
+        _share_what_failed(context)
         jobs.finish(lease, "failed", error=problem(exc))
         return "failed"
     except Exception as exc:
         log.exception("the job failed")
         detail = f"{type(exc).__name__}: {exc}; {context.run_folder / 'log.txt'} has the trace"
+        share_run(context)
         jobs.finish(
             lease, "failed", error={"type": type(exc).__name__, "title": "Internal error", "status": 500, "detail": detail}
         )
@@ -124,6 +129,16 @@ def _finish(
     jobs.finish(lease, "succeeded", result=result)
     log.info("succeeded")
     return "succeeded"
+
+
+def _share_what_failed(context: JobContext) -> None:
+    """What a job that failed has left, the best epoch before a divergence say; that it cannot be shared is told in the log."""
+    try:
+        share_products(context)
+    except LeaseLost:
+        raise
+    except LeverPlusError as exc:
+        context.logger.warning("what it made is not shared: %s", exc)
 
 
 @dataclass(frozen=True)
@@ -257,8 +272,10 @@ class _ProgressWriter:
 
 
 @contextmanager
-def _job_log(job_id: str, run_folder: Path) -> Generator[logging.Logger]:
-    """A logger that also writes to log.txt in the run directory."""
+def _job_log(job_id: str, run_folder: Path, root: DataRoot | None) -> Generator[logging.Logger]:
+    """A logger that also writes to log.txt in the run directory, going on with what an earlier run left if `root` is given."""
+    if root is not None:
+        take_up(root, run_folder)
     log = logging.getLogger(f"pointer_trainer.job.{job_id}")
     handler = logging.FileHandler(run_folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

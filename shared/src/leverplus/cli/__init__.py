@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from leverplus.cli import checkpoints, data, doctor, evaluation, jobs, keys, prefilters, processes, rl, scoring, services
+from leverplus.cli import checkpoints, data, doctor, evaluation, jobs, keys, prefilters, processes, rl, scoring, services, shared
 from leverplus.cli.one_line_errors import OneLineErrors
 from leverplus.cli.options import ServiceKey
 
@@ -23,6 +23,7 @@ app.add_typer(rl.app, name="rl")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(keys.app, name="keys")
+app.add_typer(shared.app, name="shared")
 
 
 @app.callback()

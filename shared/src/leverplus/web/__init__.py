@@ -3,7 +3,16 @@
 from leverplus.web.access import AccessSettings
 from leverplus.web.application import create_service, serve
 from leverplus.web.query_parameters import described_parameters, query_parameters
-from leverplus.web.settings import read_settings
+from leverplus.web.settings import read_settings, require_common_database
 from leverplus.web.shortcut import Shortcut
 
-__all__ = ["AccessSettings", "Shortcut", "create_service", "described_parameters", "query_parameters", "read_settings", "serve"]
+__all__ = [
+    "AccessSettings",
+    "Shortcut",
+    "create_service",
+    "described_parameters",
+    "query_parameters",
+    "read_settings",
+    "require_common_database",
+    "serve",
+]

@@ -26,6 +26,7 @@ def embed(context: JobContext) -> dict[str, Any]:
         )
         context.check()
         embeddings.save(context.data_root.embeddings(request.dataset), overwrite=True, fence=context.fence)
+    context.data_root.publish(context.data_root.embeddings(request.dataset))
     manifest = embeddings.manifest
     return {
         "dataset": request.dataset,
