@@ -2,13 +2,15 @@
 
     python benchmarks/scale_small.py [--queries 320] [--delay-s 0.5] [--seed 0]
 
-Real processes on one machine, each host with a data folder of its own that begins empty: two scorers on the echo engine (64
-prompts a batch, which it waits --delay-s for), three workers, one more that trains, a selector; one API, whose host has the demo's
+Real processes on one machine, each host with a data folder of its own that begins empty: two scorers on the echo engine, which
+waits --delay-s for a batch of 64 prompts, three workers, one more that trains, a selector; one API, whose host has the demo's
 data; one PostgreSQL, one Valkey, one S3 server (moto's, which keeps everything in memory).
 
 One generation three times, the scores being forgotten in between: by one worker and one scorer; by three and two; by three and
 two of which one worker's host is lost for good, folder and all, and one scorer gets SIGKILL and comes back empty after 5 s. Then
-a host that has seen nothing trains on the result, its checkpoint is promoted, and a selector with an empty folder serves it.
+a host that has seen nothing trains on the result, its checkpoint is promoted, and a selector with an empty folder serves it. The
+first hosts are given dataset and embeddings ahead (`leverplus shared fetch`), so that generations are compared; later ones fetch
+when they need it.
 
 The engine waits instead of computing, so the speed-up is that of the plumbing. Writes benchmarks/results/scale_small.json.
 """
@@ -48,7 +50,7 @@ from leverplus.store.schema import scores
 
 DATASET = "invented-words-demo"
 PREPARED = ROOT / ".leverplus" / "scale-small"
-SHARDS, BATCH = 16, 64
+SHARDS, BATCH = 12, 64
 BUCKET = "leverplus"
 TRAINING = {"rce_epochs": 3, "hidden_dim": 64}
 LIMIT_S = 300.0
@@ -137,18 +139,26 @@ class Cluster:
         ]
         self.api = self.host("api", [sys.executable, "-m", "pointer_trainer"])
         self.hosts = [*self.scorers, self.api]
+        self.fetched_s: list[float] = []
 
     def host(self, name: str, command: list[str], **variables: str) -> Host:
         folder = self.folder / name
         settings = {**self.environment, "LEVERPLUS_DATA": str(folder), "AWS_ACCESS_KEY_ID": name, **variables}
         return Host(name, folder, Program(command, settings, self.folder / f"{name}.log"))
 
-    def worker(self, name: str, **variables: str) -> Host:
-        """Started."""
+    def worker(self, name: str, *, ahead: bool = True, **variables: str) -> Host:
+        """Started; with dataset and embeddings where they are fetched ahead."""
         found = self.host(name, [sys.executable, "-m", "pointer_trainer.worker"], **variables)
         self.hosts.append(found)
+        if ahead:
+            self.fetch_ahead(found)
         found.program.start()
         return found
+
+    def fetch_ahead(self, host: Host) -> None:
+        began = time.monotonic()
+        self._leverplus("fetch", host)
+        self.fetched_s.append(round(time.monotonic() - began, 1))
 
     def __enter__(self) -> Cluster:
         try:
@@ -158,6 +168,7 @@ class Cluster:
             self._share_the_data()
             self.api.program.start()
             for scorer in self.scorers:
+                self.fetch_ahead(scorer)
                 scorer.program.start()
             for url in (self.api_url, *self.scorer_urls):
                 wait_until(lambda url=url: is_ready(url), f"{url} is ready")
@@ -183,10 +194,13 @@ class Cluster:
         """As a user does, from the host that has the data."""
         shutil.copytree(PREPARED / "datasets", self.api.folder / "datasets")
         shutil.copytree(PREPARED / "embeddings", self.api.folder / "embeddings")
+        self._leverplus("publish", self.api)
+
+    def _leverplus(self, what: str, host: Host) -> None:
         leverplus = str(Path(sys.executable).with_name("leverplus"))
         names = [f"datasets/{DATASET}", f"embeddings/{DATASET}"]
-        environment = {**os.environ, **self.environment, "AWS_ACCESS_KEY_ID": "api", "LEVERPLUS_DATA": str(self.api.folder)}
-        subprocess.run([leverplus, "shared", "publish", *names], env=environment, check=True)
+        environment = {**os.environ, **self.environment, "AWS_ACCESS_KEY_ID": host.name, "LEVERPLUS_DATA": str(host.folder)}
+        subprocess.run([leverplus, "shared", what, *names], env=environment, check=True, stdout=subprocess.DEVNULL)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = httpx.post(self.api_url + path, json=body, timeout=60)
@@ -356,7 +370,7 @@ def with_losses(
 
 def train_and_serve(cluster: Cluster, rl_data_id: str) -> dict[str, Any]:
     """On hosts that have nothing yet."""
-    trainer = cluster.worker("trainer")
+    trainer = cluster.worker("trainer", ahead=False)
     began = time.monotonic()
     job_id = cluster.post("/train", {"rl_data": [rl_data_id], "config": TRAINING})["job_id"]
     job = cluster.ended(job_id)
@@ -405,13 +419,20 @@ def main() -> None:
     write_json(arguments.out, {**header, **asked, **found})
 
 
+def wait_until_ready(workers: list[Host]) -> None:
+    """They hear the broker, and have had the time to import what jobs need."""
+    wait_until(lambda: all("ready." in worker.program.log.read_text() for worker in workers), "the workers are ready")
+    time.sleep(10)
+
+
 def measure(cluster: Cluster, queries: int, draw: random.Random) -> dict[str, Any]:
     first = cluster.worker("worker1", LEVERPLUS_SCORER_URL=cluster.scorer_urls[0])
+    wait_until_ready([first])
     one, lines = timed(cluster, [first], queries)
     print(one, flush=True)
     first.program.stop()
     workers = [cluster.worker(f"worker{number}") for number in (2, 3, 4)]
-    wait_until(lambda: all("ready." in worker.program.log.read_text() for worker in workers), "the workers are ready")
+    wait_until_ready(workers)
     several, same = timed(cluster, workers, queries)
     print(several, flush=True)
     losses = with_losses(cluster, workers, queries, draw, lines)
@@ -430,7 +451,12 @@ def measure(cluster: Cluster, queries: int, draw: random.Random) -> dict[str, An
         "same_lines": same == lines,
         "losses": losses,
         "train_and_serve": served,
-        "shared": {"dataset_bytes": sizes["datasets"], "dataset_files": files, "embeddings_bytes": sizes["embeddings"]},
+        "shared": {
+            "dataset_bytes": sizes["datasets"],
+            "dataset_files": files,
+            "embeddings_bytes": sizes["embeddings"],
+            "fetched_ahead_s": cluster.fetched_s,
+        },
         "store_by_host": dict(sorted(moved.items())),
         "met": same == lines
         and losses["same_lines"]

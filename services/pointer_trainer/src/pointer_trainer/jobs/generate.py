@@ -129,7 +129,7 @@ def _done(
     def tell(done: int, counts: ModeCounts) -> None:
         context.step("score", before + done, count, **counts.to_json())
 
-    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key, first=shard.number) as replicas:
         scorer = Scorer(
             replicas,
             request.dataset,

@@ -1,0 +1,193 @@
+"""What VQAv2's 443,757 training questions with 20 pointers each take on 8 and on 64 GPUs, from rates that were measured.
+
+    python benchmarks/scale_arithmetic.py
+
+Reads the results of other benchmarks and writes the tables in docs/scale.md anew, between their markers. Every input is named
+with the file that it is from; nothing else goes in but the sizes of the task, which stand below.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from provenance import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "scale.md"
+QUERIES, POINTERS_A_QUERY, SHARD_QUERIES = 443_757, 20, 500
+IMAGES, D_MODEL = 82_783, 1664
+"""Photographs of COCO's train2014; the width of the default encoders' embeddings."""
+GPUS = (8, 64)
+GPUS_A_HOST = 8
+EPOCHS = 15
+
+
+@dataclass(frozen=True)
+class Input:
+    what: str
+    value: float
+    unit: str
+    source: str
+
+
+def read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def row_of(rows: Sequence[dict[str, Any]], what: str) -> dict[str, Any]:
+    return next(row for row in rows if row["what"] == what)
+
+
+def inputs() -> dict[str, Input]:
+    gpu = read("scorer_gpu")["rows"]
+    shared_pool = next(row for row in gpu if row["what"] == "ours, one pool of 64" and row["beams"] == 1)
+    own_pools = row_of(gpu, "ours, own pools of 9009")
+    rates, memory, load = read("scale_rates"), read("generation_memory")["rows"][-1], read("rl_load")["loads"][0]
+    training = next(row for row in read("training_speed_h100_1024")["queries_per_s"] if row["dropout"])
+    selector = read("selector_http_443757")["rows"]
+    small = read("scale_small")
+    two = row_of(read("scorer_two_gpus")["rows"], "ours, a process on each of 2 GPUs")
+    mib = 2**20
+    return {
+        "own": Input("pointers/s of one H100, pools of their own", own_pools["pointers_per_s"], "/s", "scorer_gpu"),
+        "own_images": Input(
+            "images read for one pointer, pools of their own", own_pools["images"] / own_pools["pointers"], "", "scorer_gpu"
+        ),
+        "one": Input("pointers/s of one H100, one pool of 64 for all", shared_pool["pointers_per_s"], "/s", "scorer_gpu"),
+        "two": Input("of that, by each of two on one host at least", min(two["each"]), "/s", "scorer_two_gpus"),
+        "postgresql": Input(
+            "rows/s committed to PostgreSQL, 8 clients", rates["database"]["postgresql_8"]["rows_per_s"], "/s", "scale_rates"
+        ),
+        "sqlite": Input(
+            "rows/s committed to SQLite, 8 clients", rates["database"]["sqlite_8"]["rows_per_s"], "/s", "scale_rates"
+        ),
+        "row": Input(
+            "bytes of a score in PostgreSQL, index included", rates["database"]["postgresql_8"]["bytes_a_row"], "B", "scale_rates"
+        ),
+        "images": Input("photographs/s decoded by a core", rates["images"]["read_per_s"], "/s", "scale_rates"),
+        "image": Input("bytes of a photograph", rates["images"]["bytes_an_image"], "B", "scale_rates"),
+        "worker": Input(
+            "pointers/s proposed, asked for and written by a worker",
+            memory["pointers"] / memory["seconds"],
+            "/s",
+            "generation_memory",
+        ),
+        "candidate": Input("bytes of a candidate in RL data", load["file_mib"] * mib / load["candidates"], "B", "rl_load"),
+        "load_s": Input("seconds to load a million candidates", load["seconds"] * 1e6 / load["candidates"], "s", "rl_load"),
+        "load_mib": Input(
+            "memory of a million loaded candidates",
+            (load["peak_mib"] - load["resident_before_mib"]["own"]) * 1e6 / load["candidates"],
+            "MiB",
+            "rl_load",
+        ),
+        "train": Input(
+            "queries/s trained by one H100 (20 candidates, pool of 64)", training["ours"], "/s", "training_speed_h100_1024"
+        ),
+        "dataset": Input("memory of a dataset of 443,757 questions", rates["dataset"]["bytes"] / mib, "MiB", "scale_rates"),
+        "select": Input(
+            "answers/s of a selector over all 443,757, new queries",
+            row_of(selector, "ours, uncached")["requests_per_s"],
+            "/s",
+            "selector_http_443757",
+        ),
+        "connections": Input(
+            "connections to PostgreSQL: API, 3 workers, 2 scorers",
+            small["three_and_two"]["most_database_connections"],
+            "",
+            "scale_small",
+        ),
+    }
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.1f}" if value >= 10 else f"{value:,.2f}".rstrip("0").rstrip(".")
+
+
+def gigabytes(count: float) -> str:
+    return f"{number(count / 1e9)} GB"
+
+
+def inputs_table(given: dict[str, Input]) -> str:
+    link = "[{0}.json](../benchmarks/results/{0}.json)"
+    rows = [[each.what, f"{number(each.value)} {each.unit}".strip(), link.format(each.source)] for each in given.values()]
+    return table(["measured", "", "in"], rows)
+
+
+def task_table(given: dict[str, Input]) -> str:
+    value = {name: each.value for name, each in given.items()}
+    pointers = QUERIES * POINTERS_A_QUERY
+    rows: list[list[str]] = []
+    for what, rate, images in (
+        ("pools of their own", value["own"], value["own_images"]),
+        ("one pool for all", value["two"], None),
+    ):
+        for gpus in GPUS:
+            speed = gpus * rate
+            decoded = None if images is None else GPUS_A_HOST * rate * images
+            rows.append(
+                [
+                    f"{gpus}, {what}",
+                    number(speed),
+                    number(pointers / speed / 3600),
+                    f"{100 * speed / value['postgresql']:.0f} %",
+                    f"{100 * speed / value['sqlite']:.0f} %",
+                    str(ceil(speed / value["worker"])),
+                    "few" if decoded is None else f"{decoded / value['images']:.1f}",
+                    "few" if decoded is None else f"{number(decoded * value['image'] / 1e6)} MB/s",
+                ]
+            )
+    header = [
+        "GPUs",
+        "pointers/s",
+        "hours",
+        "of one PostgreSQL",
+        "of one SQLite",
+        "workers",
+        f"cores that decode, a host of {GPUS_A_HOST}",
+        "image bytes read there",
+    ]
+    return table(header, rows)
+
+
+def sizes_table(given: dict[str, Input]) -> str:
+    value = {name: each.value for name, each in given.items()}
+    pointers = QUERIES * POINTERS_A_QUERY
+    shards, rl_data = ceil(QUERIES / SHARD_QUERIES), gigabytes(pointers * value["candidate"])
+    loading = (
+        f"{number(pointers / 1e6 * value['load_s'] / 60)} min, {number(pointers / 1e6 * value['load_mib'] / 1024)} GiB of memory"
+    )
+    embeddings = gigabytes(QUERIES * D_MODEL * 4)
+    memory = f"{number(value['dataset'] / 1024)} GiB of memory, and {embeddings} of embeddings, mapped"
+    rows = [
+        ["pointers", f"{pointers:,}"],
+        ["shards", f"{shards:,} of {SHARD_QUERIES} queries, each a job in the database and a message to the broker"],
+        ["scores in PostgreSQL", gigabytes(pointers * value["row"])],
+        ["RL data", f"{rl_data}, which pass through the store twice: as shards, then as one file"],
+        ["embeddings", embeddings],
+        ["images, on every host of scorers, and of selectors", gigabytes(IMAGES * value["image"])],
+        ["loading the RL data to train", loading],
+        [f"training, {EPOCHS} epochs on one H100", f"{number(EPOCHS * QUERIES / value['train'] / 60)} min"],
+        ["a selector over pools of all items", f"{memory}; {number(value['select'])} new queries/s"],
+    ]
+    return table(["what", "of it"], rows)
+
+
+def main() -> None:
+    given, page = inputs(), PAGE.read_text()
+    for name, content in (("inputs", inputs_table(given)), ("task", task_table(given)), ("sizes", sizes_table(given))):
+        begin, end = f"<!-- {name}: made by benchmarks/scale_arithmetic.py -->", f"<!-- {name}: end -->"
+        before, after = page.split(begin)[0], page.split(end)[1]
+        page = f"{before}{begin}\n{content}\n{end}{after}"
+    PAGE.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
