@@ -59,13 +59,22 @@ def inputs() -> dict[str, Input]:
         "one": Input("pointers/s of one H100, one pool of 64 for all", shared_pool["pointers_per_s"], "/s", "scorer_gpu"),
         "two": Input("of that, by each of two on one host at least", min(two["each"]), "/s", "scorer_two_gpus"),
         "postgresql": Input(
-            "rows/s committed to PostgreSQL, 8 clients", rates["database"]["postgresql_8"]["rows_per_s"], "/s", "scale_rates"
+            "rows/s committed to PostgreSQL, 8 clients, batches of 256",
+            rates["database"]["postgresql_8_clients_of_256"]["rows_per_s"],
+            "/s",
+            "scale_rates",
         ),
         "sqlite": Input(
-            "rows/s committed to SQLite, 8 clients", rates["database"]["sqlite_8"]["rows_per_s"], "/s", "scale_rates"
+            "rows/s committed to SQLite, the same",
+            rates["database"]["sqlite_8_clients_of_256"]["rows_per_s"],
+            "/s",
+            "scale_rates",
         ),
         "row": Input(
-            "bytes of a score in PostgreSQL, index included", rates["database"]["postgresql_8"]["bytes_a_row"], "B", "scale_rates"
+            "bytes of a score in PostgreSQL, index included",
+            rates["database"]["postgresql_8_clients_of_256"]["bytes_a_row"],
+            "B",
+            "scale_rates",
         ),
         "images": Input("photographs/s decoded by a core", rates["images"]["read_per_s"], "/s", "scale_rates"),
         "image": Input("bytes of a photograph", rates["images"]["bytes_an_image"], "B", "scale_rates"),

@@ -2,8 +2,8 @@
 
     python benchmarks/scale_rates.py [--seconds 15] [--queries 443757] [--seed 0]
 
-Database: what a scorer does with every batch of 64 (look up, claim, commit, look up again), by 1 and by 8 threads, each with an
-engine of its own, on SQLite (a file) and on PostgreSQL (a server of the benchmark's own on this machine, its defaults). Images:
+Database: what a scorer does with every batch (look up, claim, commit, look up again), of 64 by 1 and by 8 threads and of 256, as
+on a GPU, by 8, each with an engine of its own, on SQLite (a file) and on PostgreSQL (a server of the benchmark's own on this machine, its defaults). Images:
 `read_image` of JPEG photographs of 480 × 640 (synthetic: clouds of noise, quality 90), one thread. Memory: a dataset of so many
 questions with ten answers each, opened in a process of its own. Writes benchmarks/results/scale_rates.json.
 """
@@ -34,12 +34,11 @@ from leverplus.ids import ItemId, Pointer
 from leverplus.images import read_image
 from leverplus.store import ScoreStore, open_store
 
-BATCH = 64
 EXPIRY_S = 15.0
 PICTURES = 64
 
 
-def score_batches(url: str, thread: int, end: float, counts: list[int]) -> None:
+def score_batches(url: str, thread: int, batch: int, end: float, counts: list[int]) -> None:
     engine = open_store(url)
     store = ScoreStore(engine)
     claims = store.claims(f"thread {thread}")
@@ -47,8 +46,8 @@ def score_batches(url: str, thread: int, end: float, counts: list[int]) -> None:
     try:
         while time.monotonic() < end:
             # Twenty pointers a query, as in the generation.
-            first = (thread * 1_000_000 + number) * BATCH
-            keys = [(ItemId(key // 20), pointer_of(key)) for key in range(first, first + BATCH)]
+            first = (thread * 1_000_000 + number) * batch
+            keys = [(ItemId(key // 20), pointer_of(key)) for key in range(first, first + batch)]
             store.committed("dataset", "generation", keys)
             won = claims.claim("dataset", "generation", "text", keys, expiry_s=EXPIRY_S)
             store.commit("dataset", "generation", {key: "an answer" for key in keys if key in won})
@@ -63,12 +62,14 @@ def pointer_of(key: int) -> Pointer:
     return ItemId(100_000 + key % 20), ItemId(200_000 + key % 30_011)
 
 
-def measure_database(url: str, threads: int, seconds: float) -> float:
+def measure_database(url: str, threads: int, batch: int, seconds: float) -> float:
     """Committed rows a second."""
     open_store(url).dispose()
     counts = [0] * threads
     began = time.monotonic()
-    running = [threading.Thread(target=score_batches, args=(url, number, began + seconds, counts)) for number in range(threads)]
+    running = [
+        threading.Thread(target=score_batches, args=(url, number, batch, began + seconds, counts)) for number in range(threads)
+    ]
     for thread in running:
         thread.start()
     for thread in running:
@@ -87,24 +88,23 @@ def postgresql(folder: Path) -> Generator[str]:
 
 def databases(seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="leverplus-scale-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="leverplus-scale-") as path:
+        folder = Path(path)
         folder.chmod(0o755)
         with postgresql(folder) as admin:
-            for threads in (1, 8):
-                sqlite = folder / f"{threads}.sqlite"
-                rate = measure_database(f"sqlite:///{sqlite}", threads, seconds)
-                rows = rate * seconds
-                found[f"sqlite_{threads}"] = {"rows_per_s": round(rate), "bytes_a_row": round(sqlite.stat().st_size / rows)}
+            for threads, batch in ((1, 64), (8, 64), (8, 256)):
+                name = f"{threads}_clients_of_{batch}"
+                sqlite = f"sqlite:///{folder / name}.sqlite"
+                found[f"sqlite_{name}"] = {"rows_per_s": round(measure_database(sqlite, threads, batch, seconds))}
                 with create_engine(admin, isolation_level="AUTOCOMMIT").connect() as connection:
-                    connection.execute(text(f"CREATE DATABASE of_{threads}"))
-                url = make_url(admin).set(database=f"of_{threads}").render_as_string(hide_password=False)
-                rate = measure_database(url, threads, seconds)
+                    connection.execute(text(f"CREATE DATABASE by_{name}"))
+                url = make_url(admin).set(database=f"by_{name}").render_as_string(hide_password=False)
+                rate = measure_database(url, threads, batch, seconds)
                 with create_engine(url).connect() as connection:
                     size, count = connection.execute(
                         text("SELECT pg_total_relation_size('scores'), (SELECT count(*) FROM scores)")
                     ).one()
-                found[f"postgresql_{threads}"] = {"rows_per_s": round(rate), "bytes_a_row": round(size / count)}
+                found[f"postgresql_{name}"] = {"rows_per_s": round(rate), "bytes_a_row": round(size / count)}
                 print(found, flush=True)
     return found
 

@@ -231,6 +231,30 @@ def test_a_store_that_is_away_is_told_and_what_is_here_stays(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+def test_a_job_waits_for_a_store_that_is_away(hosts: Hosts, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts.ada.publish(write(hosts.ada.dataset("d"), items="one"))
+    pauses: list[float] = []
+    monkeypatch.setattr("leverplus.shared_files.time.sleep", pauses.append)
+    newest = SharedFiles._newest  # pyright: ignore[reportPrivateUsage]
+    outages = 3
+
+    def away(self: SharedFiles, path: Path) -> Any:
+        if len(pauses) < outages:
+            raise Unavailable(what="the store", reason="restarted", hint="")
+        return newest(self, path)
+
+    monkeypatch.setattr(SharedFiles, "_newest", away)
+    with pytest.raises(Unavailable):
+        hosts.bob.dataset("d")
+    assert hosts.bob.patient(120).dataset("d").exists()
+    assert pauses == [0.5, 1, 2]
+    pauses.clear()
+    outages = 10**6
+    with pytest.raises(Unavailable):
+        hosts.bob.patient(20).dataset("e")
+    assert sum(pauses) == pytest.approx(20)
+
+
 def test_a_bucket_that_is_not_there_is_told(s3_url: str, tmp_path: Path) -> None:
     root = DataRoot.at(tmp_path, "s3://no-such-bucket/x")
     with pytest.raises(Unavailable, match=r"no-such-bucket/x is away: .*bucket does not exist"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from leverplus.errors import InvalidConfig, Unavailable
@@ -41,6 +41,10 @@ class DataRoot:
         """The folder, sharing through a store where there is one. InvalidConfig for what is no URL."""
         path = path.resolve()
         return cls(path, None if shared_url is None else SharedFiles(check_shared_url(shared_url), path))
+
+    def patient(self, patience_s: float) -> DataRoot:
+        """The same, whose every call waits so long for a store that is away."""
+        return self if self.shared is None else replace(self, shared=replace(self.shared, patience_s=patience_s))
 
     def dataset(self, name: str) -> Path:
         return self._here(self.path / "datasets" / check_name(name, what="dataset"))

@@ -20,11 +20,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Generator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
 import orjson
 
@@ -61,16 +63,44 @@ class Manifest:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Call = Callable[Concatenate["SharedFiles", _P], _T]
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 10.0
+
+
+def _patient(call: _Call[_P, _T]) -> _Call[_P, _T]:
+    """Made again while the store is away, with growing pauses that add up to `patience_s` at most."""
+
+    @wraps(call)
+    def tried(self: SharedFiles, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        left_s, pause_s = self.patience_s, _FIRST_PAUSE_S
+        while True:
+            try:
+                return call(self, *arguments, **named)
+            except Unavailable as exc:
+                if left_s <= 0:
+                    raise
+                logger.warning("tried again in %.1f s: %s", pause_s, exc)
+                time.sleep(min(pause_s, left_s))
+                left_s, pause_s = left_s - pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    return tried
+
+
 @dataclass(frozen=True)
 class SharedFiles:
     """The store at `url`, seen from the data root `root`. Paths are below `root`.
 
-    Every call raises Unavailable where the store cannot be reached, NotInstalled without fsspec or what it needs for the URL.
+    Every call raises Unavailable where the store cannot be reached, for longer than `patience_s`, and NotInstalled without fsspec
+    or what it needs for the URL.
     """
 
     url: str
     root: Path
+    patience_s: float = 0.0
 
+    @_patient
     def fetch(self, path: Path) -> bool:
         """Brings an artefact here, whole or not at all; False where none is shared under this name. What is here stays.
 
@@ -96,6 +126,7 @@ class SharedFiles:
             return True
         raise AssertionError("the last try returns or raises")
 
+    @_patient
     def refresh(self, path: Path) -> int:
         """Brings the newest of an artefact that is replaced; its version, 0 where none is shared. Of a run directory, the files
         that are here alone stay."""
@@ -114,6 +145,7 @@ class SharedFiles:
             return manifest.version
         raise AssertionError("the last try returns or raises")
 
+    @_patient
     def read(self, path: Path) -> tuple[bytes, int]:
         """The newest contents of a file that is replaced, and its version; empty and 0 where none is shared."""
         if (manifest := self._newest(path)) is None:
@@ -128,6 +160,7 @@ class SharedFiles:
             raise self._altered(path, entry, hashlib.sha256(content).hexdigest())
         return content, manifest.version
 
+    @_patient
     def publish(self, path: Path) -> None:
         """Shares an artefact that is never changed. Shared already: Conflict unless its files are those here."""
         files = _files(path)
@@ -146,6 +179,7 @@ class SharedFiles:
                     f"{own[:12] + '…' if own else 'none'} here; give it another name, or delete the one here"
                 )
 
+    @_patient
     def replace(self, path: Path, content: bytes, *, version: int) -> None:
         """Shares new contents of a file in place of `version`; Conflict where another host did so first."""
         entry = _entry(content, version=version + 1)
@@ -154,6 +188,7 @@ class SharedFiles:
         except FileExistsError as exc:
             raise Conflict(f"{self._name(path)} was replaced by another host at this moment; look at it and try again") from exc
 
+    @_patient
     def publish_newest(self, folder: Path, *, without: Collection[str] = ()) -> None:
         """Shares a folder as it is now, but for entries of it, in place of what was shared of it, whoever did; files that did not
         change are not sent."""
@@ -178,6 +213,7 @@ class SharedFiles:
                 return
         raise Conflict(f"{self._name(folder)} is replaced by other hosts all the time")
 
+    @_patient
     def delete(self, path: Path) -> None:
         """Takes the artefact out of the store, and all that lies below it; where there is none, nothing happens."""
         with self._reached() as fs:
@@ -192,6 +228,7 @@ class SharedFiles:
                 if part:
                     fs.rm(part)
 
+    @_patient
     def names(self, folder: Path) -> list[str]:
         """Names of what is shared below a folder of the data root, artefacts cut off in the middle among them."""
         with self._reached() as fs:

@@ -32,6 +32,8 @@ CANCEL_POLL_S = 0.5
 CANCEL_GRACE_S = 0.5
 """How long the work may take to notice that it is cancelled before the job ends without it."""
 PROGRESS_EVERY_S = 0.25
+STORE_PATIENCE_S = 120.0
+"""How long a job waits for shared files."""
 
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "not claimed"]
 
@@ -61,16 +63,17 @@ def run_job(
         return "not claimed"
     job = jobs.get(job_id)
     pulse = _Pulse(jobs, lease, beat_every_s, cancel_poll_s, cancel_grace_s)
-    run_folder = settings.data_root.run(job_id)
+    root = settings.data_root.patient(STORE_PATIENCE_S)
+    run_folder = root.run(job_id)
     if not (run_folder / "config.json").exists():
         config = {"job_id": job_id, "kind": job.kind, "config": job.config}
         write_json(run_folder / "config.json", config, fence=pulse.require_lease)
-    with pulse.beating(), _job_log(job_id, run_folder, settings.data_root if lease.version > 1 else None) as log:
+    with pulse.beating(), _job_log(job_id, run_folder, root if lease.version > 1 else None) as log:
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
             job_id=job_id,
             config=job.config,
-            data_root=settings.data_root,
+            data_root=root,
             run_folder=run_folder,
             scorer_urls=settings.scorer_urls,
             scorer_key=settings.scorer_key,

@@ -21,7 +21,10 @@ class WorkerSettings(BaseModel):
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
     shared: str | None = Field(
-        None, validation_alias="LEVERPLUS_SHARED", description="the store that hosts share files through: s3://bucket/prefix"
+        None,
+        pattern=r"^\w+://\S+$",
+        validation_alias="LEVERPLUS_SHARED",
+        description="the store that hosts share files through: s3://bucket/prefix",
     )
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: str = Field(validation_alias="REDIS_URL", min_length=1)

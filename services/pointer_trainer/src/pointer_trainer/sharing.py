@@ -56,7 +56,7 @@ def share_products(context: JobContext) -> None:
 def share_run(context: JobContext) -> None:
     """Shares the run directory as it is now, but for shards, which are shared one by one. That it cannot be is told in the log:
     no work is given up for it. Raises LeaseLost."""
-    root = context.data_root
+    root = context.data_root.patient(0.0)
     if root.shared is None:
         return
     try:

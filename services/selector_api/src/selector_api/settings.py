@@ -17,7 +17,10 @@ class SelectorSettings(AccessSettings):
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
     shared: str | None = Field(
-        None, validation_alias="LEVERPLUS_SHARED", description="the store whose deployments are followed: s3://bucket/prefix"
+        None,
+        pattern=r"^\w+://\S+$",
+        validation_alias="LEVERPLUS_SHARED",
+        description="the store whose deployments are followed: s3://bucket/prefix",
     )
     port: int = Field(8003, ge=0, le=65535, validation_alias="LEVERPLUS_SELECTOR_PORT")
     threads: int = Field(1, ge=1, le=256, validation_alias="LEVERPLUS_THREADS")

@@ -25,7 +25,10 @@ class ScorerSettings(AccessSettings):
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
     shared: str | None = Field(
-        None, validation_alias="LEVERPLUS_SHARED", description="the store that hosts share files through: s3://bucket/prefix"
+        None,
+        pattern=r"^\w+://\S+$",
+        validation_alias="LEVERPLUS_SHARED",
+        description="the store that hosts share files through: s3://bucket/prefix",
     )
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     port: int = Field(8001, ge=0, le=65535, validation_alias="LEVERPLUS_SCORER_PORT")

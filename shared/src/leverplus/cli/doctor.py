@@ -24,6 +24,7 @@ from leverplus.cli.options import (
     database_url,
     redis_url,
     scoring_model,
+    shared_url,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def doctor(
         _checked("model", lambda: _model(scoring_model(vlm))),
         _checked("data", lambda: _folder(data.resolve())),
         _checked("store", lambda: _store(data.resolve() / "store.sqlite")),
+        _checked("shared files", lambda: _shared(data)),
         *(_datasets(data_root(data)) if data.is_dir() else ()),
     ]
     print_table(None, ("what", "", "found"), ((what, "ok" if good else "WRONG", found) for what, good, found in findings))
@@ -190,6 +192,17 @@ def _store(path: Path) -> str:
     if found != "ok":
         raise InvalidInput(f"{path}: {found}; put back a copy, or move it away: scores and jobs are then made anew")
     return f"{path}: sound, {path.stat().st_size / 2**20:.1f} MiB"
+
+
+def _shared(data: Path) -> str:
+    """That the store through which hosts share files answers."""
+    from leverplus.data_root import DataRoot
+
+    url = shared_url()
+    root = DataRoot.at(data, url)
+    if root.shared is None:
+        return "LEVERPLUS_SHARED is unset: this host's alone"
+    return f"{url} answers: datasets {', '.join(root.shared.names(root.path / 'datasets')) or 'none'}"
 
 
 def _datasets(root: DataRoot) -> Iterator[Finding]:
