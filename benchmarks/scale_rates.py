@@ -2,10 +2,11 @@
 
     python benchmarks/scale_rates.py [--seconds 15] [--queries 443757] [--seed 0]
 
-Database: what a scorer does with every batch (look up, claim, commit, look up again), of 64 by 1 and by 8 threads and of 256, as
-on a GPU, by 8, each with an engine of its own, on SQLite (a file) and on PostgreSQL (a server of the benchmark's own on this machine, its defaults). Images:
-`read_image` of JPEG photographs of 480 × 640 (synthetic: clouds of noise, quality 90), one thread. Memory: a dataset of so many
-questions with ten answers each, opened in a process of its own. Writes benchmarks/results/scale_rates.json.
+Database: what a scorer does with every batch (look up, claim, commit, look up again), of 64 by 1 and by 8 threads, and of 256,
+as on a GPU, by 8, each with an engine of its own, on SQLite (a file) and on PostgreSQL (a server of the benchmark's own on this
+machine, its defaults). Images: `read_image` of JPEG photographs of 480 × 640 (synthetic: clouds of noise, quality 90), by one
+thread. Memory: a dataset of so many questions with ten answers each, opened in a process of its own.
+Writes benchmarks/results/scale_rates.json.
 """
 
 from __future__ import annotations

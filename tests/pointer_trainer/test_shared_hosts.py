@@ -202,3 +202,13 @@ def test_openings_of_all_hosts_are_kept(tmp_path: Path, s3_url: str) -> None:
 def test_hosts_that_share_files_share_a_database(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="set DATABASE_URL to a PostgreSQL"):
         WorkerSettings(data=tmp_path, shared="s3://bucket/x", redis_url="redis://x")
+
+
+def test_shared_embeddings_are_not_made_again(cluster: Cluster, data: DataRoot) -> None:
+    before = (data.embeddings("toy") / "embeddings.safetensors").read_bytes()
+    job_id = cluster.post("/embeddings", {"dataset": "toy", "overwrite": True})["job_id"]
+    assert cluster.do(job_id, "b") == "failed"
+    error = cluster.jobs.get(job_id).error
+    assert error is not None
+    assert "what is shared is never changed" in error["detail"]
+    assert (data.embeddings("toy") / "embeddings.safetensors").read_bytes() == before
