@@ -13,6 +13,7 @@ the newest manifest counts.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -342,6 +343,10 @@ class SharedFiles:
             raise self._away(exc) from exc
 
     def _away(self, exc: Exception) -> Unavailable:
+        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return Unavailable(
+                what="disk", reason=f"{self.root}: {exc.strerror}", hint="free some space or see to its permissions"
+            )
         hint = "look at LEVERPLUS_SHARED, its credentials and its network; what is here already goes on being used"
         return Unavailable(what=f"the store {self.url}", reason=f"{type(exc).__name__}: {exc}", hint=hint)
 

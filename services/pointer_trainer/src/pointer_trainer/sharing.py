@@ -28,7 +28,8 @@ def take_up(root: DataRoot, run_folder: Path) -> None:
 
 
 def share_products(context: JobContext) -> None:
-    """Publishes checkpoints and RL data of the job, and its run directory. Where there are RL data, its shards go.
+    """Publishes checkpoints and RL data of the job, and its run directory, which the promotion gate reads. Where there are RL
+    data, its shards go.
 
     Raises what `DataRoot.publish` raises, and LeaseLost.
     """
@@ -48,7 +49,7 @@ def share_products(context: JobContext) -> None:
             context.fence()
             root.publish(path)
             made.append(path.suffix)
-    share_run(context)
+    _share_run(context, root)
     if ".ndjson" in made:
         root.unpublish(root.shards(context.job_id))
 
@@ -56,16 +57,18 @@ def share_products(context: JobContext) -> None:
 def share_run(context: JobContext) -> None:
     """Shares the run directory as it is now, but for shards, which are shared one by one. That it cannot be is told in the log:
     no work is given up for it. Raises LeaseLost."""
-    root = context.data_root.patient(0.0)
-    if root.shared is None:
-        return
     try:
-        context.fence()
-        root.shared.publish_newest(context.run_folder, without=(root.shards(context.job_id).name,))
+        _share_run(context, context.data_root.patient(0.0))
     except LeaseLost:
         raise
     except LeverPlusError as exc:
         context.logger.warning("the run directory is not shared: %s", exc)
+
+
+def _share_run(context: JobContext, root: DataRoot) -> None:
+    if root.shared is not None:
+        context.fence()
+        root.shared.publish_newest(context.run_folder, without=(root.shards(context.job_id).name,))
 
 
 def share_shard(context: JobContext, path: Path, *, keep: bool) -> None:
