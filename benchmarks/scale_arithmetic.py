@@ -189,9 +189,65 @@ def sizes_table(given: dict[str, Input]) -> str:
     return table(["what", "of it"], rows)
 
 
+def small_table(small: dict[str, Any]) -> str:
+    one, several, losses, served = (small[name] for name in ("one_and_one", "three_and_two", "losses", "train_and_serve"))
+
+    def listed(counts: dict[str, int]) -> str:
+        return ", ".join(str(count) for count in counts.values() if count)
+
+    limit = f"{small['prompts_a_batch'] / small['batch_s']:.0f}/s a scorer at most"
+    rows = [
+        [f"pointers/s ({limit})", str(one["pointers_per_s"]), f"{several['pointers_per_s']} ({small['speed_up']} times)", ""],
+        ["requests of each scorer", listed(one["score_requests_by_scorer"]), listed(several["score_requests_by_scorer"]), ""],
+        [
+            f"of {small['shards']} shards, each worker",
+            listed(one["shards_by_worker"]),
+            listed(several["shards_by_worker"]),
+            f"{losses['shards_done_before']} were done before, those left have {listed(losses['shards_by_other_workers'])}",
+        ],
+        ["connections to PostgreSQL", str(one["most_database_connections"]), str(several["most_database_connections"]), ""],
+        [
+            f"scores made, of {several['pointers']:,}",
+            f"{one['made']:,}",
+            f"{several['made']:,}",
+            f"{losses['made']:,}: {losses['in_flight_at_the_kill']} were in flight in the scorer that was killed",
+        ],
+        ["finished shards made again", "", "", str(losses["finished_shards_made_again"])],
+        ["committed scores lost, changed", "", "", f"{losses['committed_lost']}, {losses['committed_changed']}"],
+        ["RL data", "", same(small["same_lines"]), same(losses["same_lines"])],
+        ["done after the losses", "", "", f"{losses['seconds_after_the_kill']} s"],
+        ["trained on an empty host", "", "", f"{served['train_s']} s, with what it fetched"],
+        ["promotion to the first answer of an empty selector", "", "", f"{served['promotion_to_answer_s']} s"],
+    ]
+    return table(["", "one worker, one scorer", "three, two", "three, two, with losses"], rows)
+
+
+def same(is_same: bool) -> str:
+    return "the same lines" if is_same else "other lines"
+
+
+def moved_table(small: dict[str, Any]) -> str:
+    shared = small["shared"]
+    size = number((shared["dataset_bytes"] + shared["embeddings_bytes"]) / 1e6)
+    rows = [
+        [name, str(counts["requests"]), number(counts["sent"] / 1e6), number(counts["received"] / 1e6)]
+        for name, counts in small["store_by_host"].items()
+        if name not in ("unknown", "onlooker")
+    ]
+    header = ["host", "requests", "MB sent", f"MB received (dataset, {shared['dataset_files']} files, and embeddings: {size})"]
+    return table(header, rows)
+
+
 def main() -> None:
-    given, page = inputs(), PAGE.read_text()
-    for name, content in (("inputs", inputs_table(given)), ("task", task_table(given)), ("sizes", sizes_table(given))):
+    given, small, page = inputs(), read("scale_small"), PAGE.read_text()
+    tables = {
+        "inputs": inputs_table(given),
+        "task": task_table(given),
+        "sizes": sizes_table(given),
+        "small": small_table(small),
+        "moved": moved_table(small),
+    }
+    for name, content in tables.items():
         begin, end = f"<!-- {name}: made by benchmarks/scale_arithmetic.py -->", f"<!-- {name}: end -->"
         before, after = page.split(begin)[0], page.split(end)[1]
         page = f"{before}{begin}\n{content}\n{end}{after}"

@@ -183,8 +183,9 @@ def test_what_is_deleted_is_fetched_no_more(hosts: Hosts) -> None:
 
 
 def test_lists_hold_what_others_shared(hosts: Hosts) -> None:
-    for name in ("a", "b"):
+    for name in ("a", "b", "damaged"):
         hosts.ada.publish(write(hosts.ada.checkpoint(name), model=name))
+    hosts.fs.pipe_file(hosts.objects("checkpoints/damaged")[0], b"xyz")
     hosts.bob.bring_all("checkpoints")
     assert sorted(path.name for path in (hosts.bob.path / "checkpoints").glob("[!.]*")) == ["a", "b"]
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from leverplus.errors import InvalidConfig, Unavailable
+from leverplus.errors import InvalidConfig, InvalidSharedFile, Unavailable
 from leverplus.files import atomic_file
 from leverplus.shared_files import SharedFiles, check_shared_url
 
@@ -103,13 +103,16 @@ class DataRoot:
             stream.write(content)
 
     def bring_all(self, folder: str) -> None:
-        """Brings all artefacts of a folder (`checkpoints`) that others shared, before it is listed; those here do while the store
-        is away, which the log tells."""
+        """Brings all artefacts of a folder (`checkpoints`) that others shared, before it is listed. What is damaged there stays
+        there, and while the store is away what is here must do; the log tells of both."""
         if self.shared is None:
             return
         try:
             for name in self.shared.names(self.path / folder):
-                self._here(self.path / folder / name)
+                try:
+                    self._here(self.path / folder / name)
+                except InvalidSharedFile as exc:
+                    logger.warning("not listed: %s", exc)
         except Unavailable as exc:
             logger.warning("%s is listed as it is here: %s", folder, exc)
 
