@@ -4,11 +4,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PROJECTS := shared/pyproject.toml $(wildcard services/*/pyproject.toml)
-EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
+EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres,s3]" $(foreach p,$(wildcard services/*/pyproject.toml),-e $(dir $(p)))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up smoke bench bench-quality clean hostile
+.PHONY: demo test check format up smoke bench bench-quality bench-scale clean hostile
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -26,6 +26,7 @@ check: $(VENV)/.dev
 	@$(BIN)/docker-compose --file docker-compose.yml --profile monitoring config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.gpu.yml config --quiet
 	@$(BIN)/docker-compose --file docker-compose.yml --file docker-compose.openai.yml config --quiet
+	@$(BIN)/kubernetes-validate --strict --quiet --no-warn --kubernetes-version 1.37 deploy/kubernetes/*.yaml
 
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
@@ -45,6 +46,11 @@ bench-quality: $(VENV)/.dev
 	@test -d .leverplus/embeddings/invented-words || $(BIN)/leverplus embed invented-words --data .leverplus
 	@$(BIN)/python benchmarks/quality.py main --data .leverplus --split test --seeds 5 --processes 2 --out .leverplus/quality_test.json
 	@$(BIN)/python benchmarks/quality_report.py .leverplus/quality_test.json
+
+bench-scale: $(VENV)/.dev
+	@$(BIN)/python benchmarks/scale_small.py
+	@$(BIN)/python benchmarks/scale_rates.py
+	@$(BIN)/python benchmarks/scale_arithmetic.py
 
 hostile: $(VENV)/.dev
 	@$(BIN)/python benchmarks/hostile.py

@@ -95,6 +95,26 @@ def test_requests_take_turns_and_avoid_the_busy_one(clients: list[FakeClient]) -
         assert not held.is_alive()
 
 
+def test_jobs_may_begin_with_another_scorer_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Named(FakeClient):
+        def __init__(self, url: str, key: str | None = None) -> None:
+            super().__init__()
+            self.url = url
+
+        def score(self, request: ScoreRequest) -> ScoreResponse:
+            asked.append(self.url)
+            return super().score(request)
+
+    monkeypatch.setattr("pointer_trainer.replicas.ScorerClient", Named)
+    for first in range(4):
+        with Replicas(["a", "b", "c"], first=first) as replicas:
+            replicas.score(REQUEST)
+            replicas.score(REQUEST)
+    assert asked == ["a", "b", "b", "c", "c", "a", "a", "b"]
+
+
 def test_one_that_is_away_rests_and_comes_back(clients: list[FakeClient]) -> None:
     with Replicas(["a", "b"], rest_s=3600) as replicas:
         clients[0].failure = away("a")

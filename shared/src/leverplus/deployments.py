@@ -1,6 +1,7 @@
 """Which checkpoint an alias serves: `deployments/<alias>.json`, replaced whole, with its predecessor inside.
 
-The trainer is the only writer; the selector re-reads the file when it changes. `deployments/history.ndjson` names every
+The trainer is the only writer; the selector re-reads the file when it changes. Where files are shared with other hosts, what is
+in the store counts, and is written first. `deployments/history.ndjson` names every
 checkpoint that was ever promoted, so that none of them goes by itself.
 """
 
@@ -19,7 +20,6 @@ import orjson
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, InvalidConfig, NotFound, shorten
-from leverplus.files import write_json
 
 DEFAULT_ALIAS = "production"
 _HISTORY = "history.ndjson"
@@ -80,6 +80,7 @@ def promote(
         raise InvalidConfig(field="reason", reason="empty; a promotion without a gate's result needs the reason for it")
     path = root.deployment(alias)
     with deletions_locked_out(root):
+        version = root.newest(path)
         _require_checkpoint(root, checkpoint_id)
         current = _read(path, alias) if path.is_file() else None
         _require_incumbent(gate, checkpoint_id, current)
@@ -90,7 +91,7 @@ def promote(
         deployment = Deployment(alias, checkpoint_id, _now(), by, reason, *found)
         # First: what is in the history without having been served is only kept longer.
         _remember(root, deployment)
-        write_json(path, deployment.to_json())
+        _write(root, deployment, version)
     return deployment
 
 
@@ -111,6 +112,7 @@ def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
     """
     path = root.deployment(alias)
     with deletions_locked_out(root):
+        version = root.newest(path)
         current = read_deployment(root, alias)
         if current.predecessor is None:
             raise Conflict(
@@ -121,13 +123,20 @@ def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
         reason = f"rolled back from {current.checkpoint_id}"
         found = earlier.gate, _without_predecessor(current), earlier.health
         deployment = Deployment(alias, earlier.checkpoint_id, _now(), by, reason, *found)
-        write_json(path, deployment.to_json())
+        _write(root, deployment, version)
     return deployment
 
 
-def _read(path: Path, alias: str) -> Deployment:
+def refresh_deployments(root: DataRoot) -> None:
+    """Brings every deployment that hosts share, and the history. Raises as `SharedFiles.refresh` does."""
+    for name in [] if root.shared is None else root.shared.names(root.path / "deployments"):
+        root.newest(root.path / "deployments" / name)
+
+
+def parse_deployment(content: bytes, path: Path, alias: str) -> Deployment:
+    """The deployment of `alias` that a file's contents describe; InvalidConfig, naming `path`, where they describe none."""
     try:
-        value = orjson.loads(path.read_bytes())
+        value = orjson.loads(content)
     except orjson.JSONDecodeError as exc:
         raise _no_deployment(path, str(exc)) from exc
     deployment = _checked(path, value)
@@ -137,6 +146,15 @@ def _read(path: Path, alias: str) -> Deployment:
     if deployment.predecessor is not None:
         _checked(path, deployment.predecessor, "predecessor.")
     return deployment
+
+
+def _write(root: DataRoot, deployment: Deployment, version: int) -> None:
+    content = orjson.dumps(deployment.to_json(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+    root.replace(root.deployment(deployment.alias), content, version=version)
+
+
+def _read(path: Path, alias: str) -> Deployment:
+    return parse_deployment(path.read_bytes(), path, alias)
 
 
 def _checked(path: Path, value: Any, prefix: str = "") -> Deployment:
@@ -200,11 +218,11 @@ def ever_promoted(root: DataRoot) -> frozenset[str]:
 def _remember(root: DataRoot, deployment: Deployment) -> None:
     value = deployment.to_json()
     line = {name: value[name] for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason")}
-    with (root.path / "deployments" / _HISTORY).open("ab") as stream:
-        # A line of its own also after one that was cut short.
-        stream.write(b"\n" * (stream.tell() > 0) + orjson.dumps(line))
-        stream.flush()
-        os.fsync(stream.fileno())
+    path = root.path / "deployments" / _HISTORY
+    version = root.newest(path)
+    before = path.read_bytes() if path.is_file() else b""
+    # A line of its own also after one that was cut short.
+    root.replace(path, before + b"\n" * bool(before) + orjson.dumps(line), version=version)
 
 
 @contextmanager

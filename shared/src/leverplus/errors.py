@@ -3,6 +3,7 @@
     LeverPlusError
     ├── InvalidInput            422  what was sent cannot be used; nothing was changed
     │   ├── InvalidDataset, InvalidRlData, InvalidPointer, InvalidEmbeddings, InvalidCheckpoint, InvalidConfig
+    │   ├── InvalidSharedFile        what another host shared is not what its manifest says
     │   └── IdOutsidePool       also a KeyError
     ├── NotAuthenticated        401  no key, or one that is nobody's
     ├── NotAllowed              403  the key's role does not do
@@ -86,6 +87,11 @@ class InvalidCheckpoint(InvalidInput):
 
 class InvalidIndex(InvalidInput):
     title = "Invalid index"
+    template = "{path}: {reason}"
+
+
+class InvalidSharedFile(InvalidInput):
+    title = "Invalid shared file"
     template = "{path}: {reason}"
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
+from leverplus.deployments import refresh_deployments
 from leverplus.errors import Unavailable
 from leverplus.store import JobStore, open_store
 from leverplus.web import create_service
@@ -24,10 +25,12 @@ from pointer_trainer.state import TrainerState
 def create_app(settings: TrainerSettings) -> FastAPI:
     """The application; its reconciler runs between start-up and shut-down.
 
-    Raises Unavailable when the database cannot be opened. A broker that is away makes it unready, not dead.
+    Raises Unavailable when the database cannot be opened, or the store that files are shared through cannot be reached.
+    A broker that is away makes it unready, not dead.
     """
     engine = open_store(settings.store_url)
     state = TrainerState(settings, settings.data_root, JobStore(engine), Broker(settings.redis_url))
+    refresh_deployments(state.data_root)
     reconciler: asyncio.Task[None] | None = None
 
     def ready() -> None:

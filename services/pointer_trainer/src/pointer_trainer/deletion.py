@@ -45,7 +45,7 @@ def delete_checkpoint(root: DataRoot, jobs: JobStore, checkpoint_id: str, *, dry
         _require_folder(folder, "checkpoint", "GET /checkpoints lists them")
         if reason := _holder(checkpoint_id, deployed_as(root), jobs.unfinished()):
             raise Conflict(f"checkpoint {checkpoint_id} is needed: {reason}")
-        deleted = _take(folder, dry_run)
+        deleted = _take(root, folder, dry_run)
     empty_trash(folder.parent)
     return deleted
 
@@ -61,8 +61,9 @@ def delete_run(root: DataRoot, jobs: JobStore, job_id: str, *, dry_run: bool = F
         family = [job, *jobs.list(parent=job_id, limit=LARGEST_FAMILY), *([jobs.get(job.parent)] if job.parent else [])]
         if unfinished := next((one for one in family if one.status not in TERMINAL), None):
             raise Conflict(f"the run of {job_id} is needed: job {unfinished.id} is {unfinished.status}; cancel it, or wait")
+        root.newest(folder)
         _require_folder(folder, "run directory", f"that of job {job_id} was deleted, or it never ran")
-        deleted = _take(folder, dry_run)
+        deleted = _take(root, folder, dry_run)
     empty_trash(folder.parent)
     return deleted
 
@@ -84,6 +85,7 @@ def prune_checkpoints(
     """
     if keep_best is None and created_before is None:
         raise InvalidConfig(field="keep_best and older_than_days", reason="neither is stated, so that all would go; state one")
+    root.bring_all("checkpoints")
     infos, broken = list_checkpoints(root)
     chosen, kept = _behind_the_best(infos, keep_best)
     kept += [Kept(name, f"it cannot be read: {error}") for name, error in broken.items()]
@@ -100,7 +102,7 @@ def prune_checkpoints(
             if reason := unknown or _holder(name, deployed, unfinished) or (spared or {}).get(name):
                 kept.append(Kept(name, reason))
             else:
-                deleted.append(_take(folder, dry_run))
+                deleted.append(_take(root, folder, dry_run))
     empty_trash(root.path / "checkpoints")
     return deleted, kept
 
@@ -156,8 +158,10 @@ def _require_folder(folder: Path, what: str, hint: str) -> None:
         raise NotFound(what=what, name=folder.name, hint=hint)
 
 
-def _take(folder: Path, dry_run: bool) -> Deleted:
+def _take(root: DataRoot, folder: Path, dry_run: bool) -> Deleted:
     deleted = Deleted(folder.name, folder_bytes(folder))
     if not dry_run:
+        # First there: what is gone here only would come back.
+        root.unpublish(folder)
         set_aside(folder)
     return deleted

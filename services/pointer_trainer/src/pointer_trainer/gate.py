@@ -40,6 +40,7 @@ def judge(root: DataRoot, jobs: JobStore, info: CheckpointInfo, *, alias: str, e
     result = job.result or {}
     _require_fair(result, job, name)
     incumbent = _incumbent(root, alias, name)
+    root.newest(root.run(job.id))
     rows = read_per_query(root.run(job.id), result["per_query_sha256"])
     gate = run_gate(*_compared(rows, result, info, incumbent, job), rows.image_ids)
     found = {

@@ -53,13 +53,22 @@ NOBODY = MetricsWriters()
 
 @contextmanager
 def open_writers(
-    job_id: str, config: Mapping[str, Any], run_folder: Path, mlflow_uri: str | None, logger: logging.Logger
+    job_id: str,
+    config: Mapping[str, Any],
+    run_folder: Path,
+    mlflow_uri: str | None,
+    logger: logging.Logger,
+    *,
+    further: Sequence[MetricsWriter] = (),
 ) -> Generator[MetricsWriters]:
-    """Event files below `run_folder`/tensorboard/<phase> where tensorboard is installed, and MLflow where it is named."""
+    """Event files below `run_folder`/tensorboard/<phase> where tensorboard is installed, and MLflow where it is named.
+
+    `further` ones are told last.
+    """
     writers: list[MetricsWriter] = [TensorBoardWriter(run_folder / "tensorboard", logger)]
     if mlflow_uri is not None:
         writers.append(MlflowWriter(mlflow_uri, job_id, config, logger))
-    opened = MetricsWriters(writers)
+    opened = MetricsWriters([*writers, *further])
     end: End = "FAILED"
     try:
         yield opened

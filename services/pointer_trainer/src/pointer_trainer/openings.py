@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import orjson
 from pydantic import BaseModel
 
 from leverplus.data_root import DataRoot
+from leverplus.deployments import deletions_locked_out
+from leverplus.errors import Conflict, Unavailable
 
 
 class Opening(BaseModel):
@@ -27,25 +29,33 @@ class Opening(BaseModel):
     dataset_sha256: str
 
 
+logger = logging.getLogger(__name__)
+
+_TRIES = 20
+"""Of hosts that record an opening at one moment each but one finds the record replaced, and adds its line again."""
+
+
 def is_test(split: str) -> bool:
     """Whether a split may be read by a final evaluation only: test, test-dev and the like."""
     return split.lower().startswith("test")
 
 
 def read_openings(root: DataRoot, dataset: str) -> list[Opening]:
-    """All of a dataset, oldest first."""
+    """All of a dataset, oldest first, whichever host recorded them."""
     path = root.openings(dataset)
-    found: list[Opening] = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(orjson.JSONDecodeError):  # cut short by a kill, before anything was scored
-            found.append(Opening.model_validate(orjson.loads(line)))
-    return found
+    root.newest(path)
+    return _read(path)
 
 
 def list_openings(root: DataRoot) -> dict[str, list[Opening]]:
-    """Dataset -> its openings; those that were never opened are left out."""
-    paths = sorted((root.path / "openings").glob("[!.]*.ndjson"))
-    return {path.stem: read_openings(root, path.stem) for path in paths}
+    """Dataset -> its openings; those that were never opened are left out. While the store is away, what is known here."""
+    folder = root.path / "openings"
+    try:
+        for name in () if root.shared is None else root.shared.names(folder):
+            root.newest(folder / name)
+    except Unavailable as exc:
+        logger.warning("openings are listed as they are known here: %s", exc)
+    return {path.stem: _read(path) for path in sorted(folder.glob("[!.]*.ndjson"))}
 
 
 def record_opening(
@@ -59,26 +69,30 @@ def record_opening(
     checkpoints: Sequence[str],
     dataset_sha256: str,
 ) -> None:
-    """Appends a line, on the disk before anything of the split is scored. A job that runs again is recorded once."""
+    """Adds a line, on the disk before anything of the split is scored. A job that runs again is recorded once."""
     path = root.openings(dataset)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        if any(opening.job_id == job_id for opening in read_openings(root, dataset)):
-            return
-        opening: dict[str, Any] = {
-            "job_id": job_id,
-            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "by": by,
-            "split": split,
-            "queries": queries,
-            "checkpoints": list(checkpoints),
-            "dataset_sha256": dataset_sha256,
-        }
-        # A line of its own also after one that was cut short.
-        stream.write(b"\n" * (stream.tell() > 0) + orjson.dumps(opening))
-        stream.flush()
-        os.fsync(stream.fileno())
+    opening: dict[str, Any] = {
+        "job_id": job_id,
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "by": by,
+        "split": split,
+        "queries": queries,
+        "checkpoints": list(checkpoints),
+        "dataset_sha256": dataset_sha256,
+    }
+    with deletions_locked_out(root):
+        for left in reversed(range(_TRIES)):
+            version = root.newest(path)
+            if any(known.job_id == job_id for known in _read(path)):
+                return
+            before = path.read_bytes() if path.is_file() else b""
+            try:
+                # A line of its own also after one that was cut short.
+                root.replace(path, before + b"\n" * bool(before) + orjson.dumps(opening), version=version)
+                return
+            except Conflict:
+                if not left:
+                    raise
 
 
 def opened_note(openings: Sequence[Opening]) -> str:
@@ -89,3 +103,11 @@ def opened_note(openings: Sequence[Opening]) -> str:
     for_what = ", ".join(last.checkpoints) or "the baselines"
     times = "once" if count == 1 else f"{count} times"
     return f"Its test split has been opened {times}, last by {last.by} on {last.at[:16]} UTC for {for_what}."
+
+
+def _read(path: Path) -> list[Opening]:
+    found: list[Opening] = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(orjson.JSONDecodeError):  # cut short by a kill, before anything was scored
+            found.append(Opening.model_validate(orjson.loads(line)))
+    return found

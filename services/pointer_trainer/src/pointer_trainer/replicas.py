@@ -38,9 +38,12 @@ class Replicas:
     Safe for several threads. InvalidConfig where one of `urls` is no URL of a service.
     """
 
-    def __init__(self, urls: Sequence[str], *, key: SecretStr | None = None, rest_s: float = _REST_S) -> None:
+    def __init__(self, urls: Sequence[str], *, key: SecretStr | None = None, rest_s: float = _REST_S, first: int = 0) -> None:
+        """Of those that have nothing of ours the one at `first`, counted round, is asked first: jobs that begin with another each
+        do not all begin with the same."""
         told = None if key is None else key.get_secret_value()
-        self._replicas = [_Replica(ScorerClient(url, key=told)) for url in urls]
+        start = first % max(len(urls), 1)
+        self._replicas = [_Replica(ScorerClient(url, key=told)) for url in (*urls[start:], *urls[:start])]
         self._rest_s = rest_s
         self._turns = 0
         self._lock = threading.Lock()

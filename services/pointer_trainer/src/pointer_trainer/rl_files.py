@@ -92,4 +92,5 @@ def take_in(
     rl_data_id = f"rl-{file_sha256(uploaded)[:12]}" + (f"-{info_score}" if info_score else "")
     path = root.rl_data(rl_data_id)
     rl_data.write(path, data.records, fingerprint=fingerprint, meta=data.meta)
+    root.publish(path)
     return rl_data_id, rl_data.inspect(path)

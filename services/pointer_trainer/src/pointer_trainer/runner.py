@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from leverplus.data_root import DataRoot
 from leverplus.errors import Cancelled, LeverPlusError
 from leverplus.files import write_json
 from leverplus.origin import Origin, working_for
@@ -25,6 +26,7 @@ from pointer_trainer.children import LARGEST_FAMILY
 from pointer_trainer.context import JobContext, JobFunction
 from pointer_trainer.jobs import JOB_FUNCTIONS
 from pointer_trainer.settings import WorkerSettings
+from pointer_trainer.sharing import share_products, share_run, take_up
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,8 @@ CANCEL_POLL_S = 0.5
 CANCEL_GRACE_S = 0.5
 """How long the work may take to notice that it is cancelled before the job ends without it."""
 PROGRESS_EVERY_S = 0.25
+STORE_PATIENCE_S = 120.0
+"""How long a job waits for shared files."""
 
 Outcome = Literal["succeeded", "failed", "cancelled", "lost", "not claimed"]
 
@@ -62,7 +66,8 @@ def run_job(
         return "not claimed"
     job = jobs.get(job_id)
     pulse = _Pulse(jobs, lease, beat_every_s, cancel_poll_s, cancel_grace_s)
-    run_folder = settings.data_root.run(job_id)
+    root = settings.data_root.patient(STORE_PATIENCE_S)
+    run_folder = root.run(job_id)
     if not (run_folder / "config.json").exists():
         config = {"job_id": job_id, "kind": job.kind, "config": job.config}
         write_json(run_folder / "config.json", config, fence=pulse.require_lease)
@@ -71,14 +76,14 @@ def run_job(
     with (
         working_for(asked),
         span(f"job {job.kind}", "consumer", **named) as traced,
-        _job_log(job_id, run_folder) as log,
+        _job_log(job_id, run_folder, root if lease.version > 1 else None) as log,
         pulse.beating(),
     ):
         log.info("%s: run %d by %s", job.kind, lease.version, owner)
         context = JobContext(
             job_id=job_id,
             config=job.config,
-            data_root=settings.data_root,
+            data_root=root,
             run_folder=run_folder,
             scorer_urls=settings.scorer_urls,
             scorer_key=settings.scorer_key,
@@ -114,6 +119,7 @@ def _finish(
         if job.kind not in functions:
             raise LeverPlusError(f"jobs of kind {job.kind!r} cannot be run by this worker; it is older than the API")
         result = functions[job.kind](context)
+        share_products(context)
     except LeaseLost:
         raise
     except Cancelled as exc:
@@ -124,11 +130,13 @@ def _finish(
         return "cancelled"
     except LeverPlusError as exc:
         log.error("%s: %s", exc.kind, exc)
+        _share_what_failed(context)
         jobs.finish(lease, "failed", error=problem(exc))
         return "failed"
     except Exception as exc:
         log.exception("the job failed")
         detail = f"{type(exc).__name__}: {exc}; {context.run_folder / 'log.txt'} has the trace"
+        share_run(context)
         jobs.finish(
             lease, "failed", error={"type": type(exc).__name__, "title": "Internal error", "status": 500, "detail": detail}
         )
@@ -136,6 +144,16 @@ def _finish(
     jobs.finish(lease, "succeeded", result=result)
     log.info("succeeded")
     return "succeeded"
+
+
+def _share_what_failed(context: JobContext) -> None:
+    """What a job that failed has left, the best epoch before a divergence say; that it cannot be shared is told in the log."""
+    try:
+        share_products(context)
+    except LeaseLost:
+        raise
+    except LeverPlusError as exc:
+        context.logger.warning("what it made is not shared: %s", exc)
 
 
 @dataclass(frozen=True)
@@ -273,8 +291,10 @@ class _ProgressWriter:
 
 
 @contextmanager
-def _job_log(job_id: str, run_folder: Path) -> Generator[logging.Logger]:
-    """A logger that also writes to log.txt in the run directory."""
+def _job_log(job_id: str, run_folder: Path, root: DataRoot | None) -> Generator[logging.Logger]:
+    """A logger that also writes to log.txt in the run directory, going on with what an earlier run left if `root` is given."""
+    if root is not None:
+        take_up(root, run_folder)
     log = logging.getLogger(f"pointer_trainer.job.{job_id}")
     handler = logging.FileHandler(run_folder / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from leverplus.data_root import DataRoot
-from leverplus.web import AccessSettings, ObservationSettings
+from leverplus.web import AccessSettings, ObservationSettings, require_common_database
 
 LONGEST_DAYS = 36_500.0
 """Of an age that something is to have; the calendar's time before today is not much longer than 2,000 years."""
@@ -19,6 +20,12 @@ class WorkerSettings(ObservationSettings):
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
+    shared: str | None = Field(
+        None,
+        pattern=r"^\w+://\S+$",
+        validation_alias="LEVERPLUS_SHARED",
+        description="the store that hosts share files through: s3://bucket/prefix",
+    )
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: str = Field(validation_alias="REDIS_URL", min_length=1)
     scorer_url: str = Field(
@@ -40,9 +47,14 @@ class WorkerSettings(ObservationSettings):
         None, validation_alias="LEVERPLUS_WORKER_PULSE", description="a worker touches it while the broker hears it"
     )
 
+    @model_validator(mode="after")
+    def _one_database(self) -> Self:
+        require_common_database(self.shared, self.database_url)
+        return self
+
     @property
     def data_root(self) -> DataRoot:
-        return DataRoot(self.data.resolve())
+        return DataRoot.at(self.data, self.shared)
 
     @property
     def scorer_urls(self) -> tuple[str, ...]:

@@ -10,12 +10,14 @@ from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry, Counter
 from starlette.middleware import Middleware
 
+from leverplus.data_root import DataRoot
 from leverplus.deployments import DEFAULT_ALIAS
 from leverplus.errors import Unavailable
 from leverplus.web import Shortcut, create_service
 from selector_api.batches import Batches
 from selector_api.deployment_routes import router as deployments_router
 from selector_api.encoding import Encoding
+from selector_api.following import Follower
 from selector_api.health import HealthChecks, HealthGauges
 from selector_api.known_answers import KnownAnswers
 from selector_api.library import Library
@@ -44,11 +46,18 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
     batches = Batches()
     encoding = encoding or Encoding()
 
+    shared = DataRoot.at(settings.data, settings.shared).shared
+    follower = None if shared is None else Follower(settings.data_root, shared)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        if follower is not None:
+            follower.start()
         # Loads what the first request would have to wait for; what is wrong with it is told by /health/ready.
         await run_in_threadpool(library.follow, DEFAULT_ALIAS)
         yield
+        if follower is not None:
+            follower.close()
         batches.close()
         encoding.close()
         health.close()

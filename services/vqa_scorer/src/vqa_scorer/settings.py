@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 
 from leverplus.data_root import DataRoot
-from leverplus.web import AccessSettings
+from leverplus.web import AccessSettings, require_common_database
 
 
 class ScorerSettings(AccessSettings):
@@ -24,6 +24,12 @@ class ScorerSettings(AccessSettings):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     data: Path = Field(Path(".leverplus"), validation_alias="LEVERPLUS_DATA")
+    shared: str | None = Field(
+        None,
+        pattern=r"^\w+://\S+$",
+        validation_alias="LEVERPLUS_SHARED",
+        description="the store that hosts share files through: s3://bucket/prefix",
+    )
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     port: int = Field(8001, ge=0, le=65535, validation_alias="LEVERPLUS_SCORER_PORT")
     vlm: Path | None = Field(None, validation_alias="LEVERPLUS_VLM")
@@ -70,9 +76,14 @@ class ScorerSettings(AccessSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_database(self) -> Self:
+        require_common_database(self.shared, self.database_url)
+        return self
+
     @property
     def data_root(self) -> DataRoot:
-        return DataRoot(self.data)
+        return DataRoot.at(self.data, self.shared)
 
     @property
     def store_url(self) -> str:

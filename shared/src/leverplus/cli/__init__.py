@@ -21,6 +21,7 @@ from leverplus.cli import (
     rl,
     scoring,
     services,
+    shared,
 )
 from leverplus.cli.one_line_errors import OneLineErrors
 from leverplus.cli.options import ServiceKey
@@ -37,6 +38,7 @@ app.add_typer(rl.app, name="rl")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(checkpoints.app, name="checkpoints")
 app.add_typer(keys.app, name="keys")
+app.add_typer(shared.app, name="shared")
 
 
 @app.callback()

@@ -19,6 +19,7 @@ from leverplus.cli.options import (
     database_url,
     redis_url,
     scoring_model,
+    shared_url,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def doctor(
         *installation_findings(os.environ),
         *_settings(vlm),
         *reachable_findings(redis_url=redis_url(), database_url=database_url(), data=folder, ports=ports),
-        *data_findings(folder),
+        *data_findings(folder, shared_url()),
     ]
     is_well = all(finding.state != "WRONG" for finding in findings)
     if as_json:

@@ -134,6 +134,11 @@ def database_url() -> str | None:
     return os.environ.get("DATABASE_URL") or None
 
 
+def shared_url() -> str | None:
+    """LEVERPLUS_SHARED; empty counts as unset."""
+    return os.environ.get("LEVERPLUS_SHARED") or None
+
+
 def one_query(query_id: int | None, question_id: str | None, dataset: Dataset) -> int:
     """The query that exactly one of the two options names."""
     from leverplus.errors import InvalidInput

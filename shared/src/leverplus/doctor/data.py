@@ -23,8 +23,9 @@ _LOW_SHARE = 0.1
 _SHOWN = 5
 
 
-def data_findings(data: Path) -> Iterator[Finding]:
+def data_findings(data: Path, shared_url: str | None = None) -> Iterator[Finding]:
     yield checked("data", lambda: writable(data))
+    yield checked("shared files", lambda: _shared(data, shared_url))
     for what, folder in (("disk of the data", data), ("disk of temporary files", Path(tempfile.gettempdir()))):
         yield checked(what, lambda folder=folder: room(folder))
     if not data.is_dir():
@@ -74,6 +75,14 @@ def room(folder: Path) -> str:
     if usage.free < usage.total * _LOW_SHARE:
         raise Notable(f"{told}; `leverplus disk` says what takes it")
     return told
+
+
+def _shared(data: Path, url: str | None) -> str:
+    """That the store through which hosts share files answers."""
+    root = DataRoot.at(data, url)
+    if root.shared is None:
+        return "LEVERPLUS_SHARED is unset: this host's alone"
+    return f"{url} answers: datasets {', '.join(root.shared.names(root.path / 'datasets')) or 'none'}"
 
 
 def _dataset(folder: Path, name: str, opened: dict[str, Dataset]) -> str:

@@ -4,7 +4,7 @@ from leverplus.web.access import AccessSettings
 from leverplus.web.application import create_service, serve
 from leverplus.web.observation import ObservationSettings, observe
 from leverplus.web.query_parameters import described_parameters, query_parameters
-from leverplus.web.settings import read_settings
+from leverplus.web.settings import read_settings, require_common_database
 from leverplus.web.shortcut import Shortcut
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "observe",
     "query_parameters",
     "read_settings",
+    "require_common_database",
     "serve",
 ]

@@ -7,11 +7,22 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 _ADDRESSES = ("URL", "URI", "ENDPOINT")
 """In the name of a variable: an address may hold a password."""
+
+
+def require_common_database(shared: str | None, database_url: str | None) -> None:
+    """PydanticCustomError where hosts share files but each would have a database of its own."""
+    if shared is not None and database_url is None:
+        raise PydanticCustomError(
+            "own_database",
+            "LEVERPLUS_SHARED is for several hosts, and they need one database, too: set DATABASE_URL to a PostgreSQL; SQLite is "
+            "a file of one host",
+        )
 
 
 def read_settings(model: type[Settings], environ: Mapping[str, str]) -> Settings:

@@ -31,8 +31,8 @@ from pointer_trainer.requests import GenerateRequest, ShardConfig
 from pointer_trainer.scored_queries import ModeCounts, Scorer
 from pointer_trainer.scored_shards import write_shard
 from pointer_trainer.shards import Shard, ShardTail, cut, lines, read_tail
+from pointer_trainer.sharing import share_shard
 
-_SHARDS = "shards"
 _RESULT = "result.json"
 
 
@@ -49,10 +49,10 @@ def generate(context: JobContext) -> dict[str, Any]:
             return estimate(context, generation)
         result = context.run_folder / _RESULT
         if not (result.is_file() and _rl_data(context).is_file()):
-            shards = cut(generation.query_ids, request.shard_queries, context.run_folder / _SHARDS)
+            shards = cut(generation.query_ids, request.shard_queries, context.data_root.shards(context.job_id))
             _run_all(context, generation, shards)
             write_json(result, _finish(context, generation, shards), fence=context.fence)
-        remove_folder(context.run_folder / _SHARDS)
+        remove_folder(context.data_root.shards(context.job_id))
         return orjson.loads(result.read_bytes())
     finally:
         close_generation()
@@ -63,10 +63,14 @@ def generate_shard(context: JobContext) -> dict[str, Any]:
     torch.set_num_threads(context.threads)
     assert context.parent is not None, "a shard belongs to a generation"
     generation = open_generation(context.data_root, GenerateRequest.model_validate(context.parent.config))
-    folder = context.data_root.run(context.parent.id) / _SHARDS
+    folder = context.data_root.shards(context.parent.id)
     shards = cut(generation.query_ids, generation.request.shard_queries, folder)
     shard = shards[ShardConfig.model_validate(context.config).shard - 1]
+    # The first tells under which fingerprint the others were scored.
+    for one in (shards[0], shard):
+        context.data_root.shard(context.parent.id, one.path.name)
     tail = _done(context, generation, shards, shard)
+    share_shard(context, shard.path, keep=shard is shards[0])
     return {"queries": tail.queries, "queries_without_candidates": tail.without_candidates, "scores": tail.scores.to_json()}
 
 
@@ -77,6 +81,7 @@ def _run_all(context: JobContext, generation: Generation, shards: Sequence[Shard
         _run_children(context, children, generation, shards)
     before = 0
     for shard in shards:
+        context.data_root.shard(context.job_id, shard.path.name)
         # With children it is one whose file was deleted since.
         if not shard.is_done:
             _done(context, generation, shards, shard, before=before, total=len(generation.query_ids))
@@ -124,7 +129,7 @@ def _done(
     def tell(done: int, counts: ModeCounts) -> None:
         context.step("score", before + done, count, **counts.to_json())
 
-    with Replicas(context.scorer_urls, key=context.scorer_key) as replicas:
+    with Replicas(context.scorer_urls, key=context.scorer_key, first=shard.number) as replicas:
         scorer = Scorer(
             replicas,
             request.dataset,

@@ -20,6 +20,7 @@ from pointer_trainer.phases import SUFFIXES
 from pointer_trainer.pool_policy import pool_policy
 from pointer_trainer.requests import TrainRequest
 from pointer_trainer.rl_files import open_heads
+from pointer_trainer.sharing import StateSharer
 from pointer_trainer.train_config import read_train_config
 from pointer_trainer.training import train
 
@@ -52,7 +53,8 @@ def train_selector(context: JobContext) -> dict[str, Any]:
         fingerprint.require_same(pools, subject="the dataset's embeddings", parts=("pool",))
         config = read_train_config(request.config)
         run = (context.run_folder, context.mlflow_uri, context.logger)
-        with open_writers(context.job_id, config.model_dump(mode="json"), *run) as watchers:
+        sharer = StateSharer(context)
+        with open_writers(context.job_id, config.model_dump(mode="json"), *run, further=[sharer]) as watchers:
             train(
                 config,
                 data,

@@ -50,6 +50,7 @@ class Pruned(BaseModel):
 @router.get("/checkpoints")
 def get_checkpoints(state: State) -> CheckpointList:
     """Every checkpoint as it describes itself: configuration, pool policy, fingerprints, training data, metrics."""
+    state.data_root.bring_all("checkpoints")
     found, broken = list_checkpoints(state.data_root)
     return CheckpointList(
         checkpoints=[info.to_json() for info in found],

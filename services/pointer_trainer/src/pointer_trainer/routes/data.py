@@ -88,6 +88,7 @@ async def upload_rl_data(
 def get_rl_data(state: State) -> RlDataList:
     """RL data by id, each with its size and `_meta`."""
     listed = RlDataList(rl_data=[])
+    state.data_root.bring_all("rl-data")
     for path in sorted((state.data_root.path / "rl-data").glob("[!.]*.ndjson")):
         try:
             listed.rl_data.append(RlDataHead(rl_data_id=path.stem, bytes=path.stat().st_size, meta=head(path)))
@@ -100,6 +101,7 @@ def get_rl_data(state: State) -> RlDataList:
 def get_datasets(state: State) -> DatasetList:
     """Datasets with their splits and hashes."""
     listed = DatasetList(datasets=[])
+    state.data_root.bring_all("datasets")
     for path in sorted((state.data_root.path / "datasets").glob("[!.]*/dataset.json")):
         try:
             listed.datasets.append(Dataset.open(path.parent, verify=False).info)
