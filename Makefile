@@ -8,7 +8,7 @@ EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres]" $(foreach p
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up smoke bench bench-quality clean hostile
+.PHONY: demo test check format up smoke bench bench-quality bench-reliability clean hostile
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -45,6 +45,9 @@ bench-quality: $(VENV)/.dev
 	@test -d .leverplus/embeddings/invented-words || $(BIN)/leverplus embed invented-words --data .leverplus
 	@$(BIN)/python benchmarks/quality.py main --data .leverplus --split test --seeds 5 --processes 2 --out .leverplus/quality_test.json
 	@$(BIN)/python benchmarks/quality_report.py .leverplus/quality_test.json
+
+bench-reliability: $(VENV)/.dev
+	@$(BIN)/python benchmarks/reliability.py
 
 hostile: $(VENV)/.dev
 	@$(BIN)/python benchmarks/hostile.py
