@@ -48,6 +48,7 @@ bench-quality: $(VENV)/.dev
 
 bench-reliability: $(VENV)/.dev
 	@$(BIN)/python benchmarks/reliability.py
+	@$(BIN)/python benchmarks/reliability_report.py
 
 hostile: $(VENV)/.dev
 	@$(BIN)/python benchmarks/hostile.py
