@@ -284,8 +284,8 @@ def main() -> None:
         options = [
             f"--{kind}-port={port}" for kind, port in zip(("scorer", "trainer", "selector"), numbers.values(), strict=True)
         ]
-        command = [sys.executable, "-c", "from leverplus.cli import app; app()", "up", "--data", str(data), *options]
-        launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+        program = [sys.executable, "-c", "from leverplus.cli import app; app()", "up", "--data", str(data), *options]
+        launcher = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
         try:
             assert launcher.stdout is not None, "a pipe"
             while "^C stops everything" not in (line := launcher.stdout.readline()):
@@ -297,7 +297,9 @@ def main() -> None:
         finally:
             launcher.terminate()
             launcher.wait(60)
-    header = {"command": "python " + " ".join(sys.argv), "seed": arguments.seed, "machine": machine(), "commit": commit()}
+    # Not the folder, which is of one machine.
+    command = f"python benchmarks/reliability.py --seconds {arguments.seconds:g} --capacity-s {arguments.capacity_s:g}"
+    header = {"command": command, "seed": arguments.seed, "machine": machine(), "commit": commit()}
     write_json(RESULTS / "reliability.json", {**header, "seconds": arguments.seconds, **found})
     print(json.dumps(found, indent=1))
     if found["outcomes"].get("wrong") or any(found[name] for name in found if name.endswith(("_lost", "_doubled"))):
