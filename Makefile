@@ -8,7 +8,7 @@ EDITABLE := -e "shared[web,store,torch,encoders,cli,index,postgres,s3]" $(foreac
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO ?=
 
-.PHONY: demo test check format up smoke bench bench-quality bench-scale clean hostile
+.PHONY: demo test check format up smoke bench bench-quality bench-scale bench-reliability clean hostile
 
 demo: $(VENV)/.run
 	@$(BIN)/leverplus demo $(DEMO)
@@ -51,6 +51,10 @@ bench-scale: $(VENV)/.dev
 	@$(BIN)/python benchmarks/scale_small.py
 	@$(BIN)/python benchmarks/scale_rates.py
 	@$(BIN)/python benchmarks/scale_arithmetic.py
+
+bench-reliability: $(VENV)/.dev
+	@$(BIN)/python benchmarks/reliability.py
+	@$(BIN)/python benchmarks/reliability_report.py
 
 hostile: $(VENV)/.dev
 	@$(BIN)/python benchmarks/hostile.py

@@ -367,3 +367,22 @@ def test_up_scores_with_one_vlm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert scoring_model(None) is None
     with pytest.raises(InvalidConfig, match="LEVERPLUS_OPENAI_URL are both set"):
         scoring_model(tmp_path)
+
+
+def test_a_program_that_ends_again_and_again_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from leverplus.launcher import restarts
+
+    child = Child("faulty", [sys.executable, "-c", "exit('error: no such model')"], log=tmp_path / "faulty.log")
+    assert eventually(lambda: child.exit_code() is not None)
+    now = 100.0
+    monkeypatch.setattr("leverplus.launcher.restarts.time.monotonic", lambda: now)
+    allowed = restarts.Restarts()
+    for _ in range(restarts.MOST):
+        allowed.allow(child)
+    now = 100.0 + restarts.WITHIN_S + 1
+    allowed.allow(child)
+    for _ in range(restarts.MOST - 1):
+        allowed.allow(child)
+    with pytest.raises(ProcessEnded, match="faulty ended with exit code 1"):
+        allowed.allow(child)
+    child.stop(limit_s=1.0)

@@ -47,7 +47,7 @@ def up(
     dtype: Dtype = "auto",
     threads: Annotated[int, typer.Option(min=1, envvar="LEVERPLUS_THREADS", help="torch threads of a process.")] = 1,
 ) -> None:
-    """Start the broker (unless REDIS_URL is set), the three services and a worker; ^C stops them."""
+    """Start the broker (unless REDIS_URL is set), the three services and a worker, again where one ends; ^C stops them."""
     from leverplus.launcher import Ports, Stack, StackConfig, StoppedBySignal, scorer_devices, stop_on_signals
 
     require_scorer_key()
@@ -68,8 +68,8 @@ def up(
         with stop_on_signals(), Stack.start(config, report=_say) as stack:
             print(f"data in {config.data}; logs in {config.data / 'logs'}; ^C stops everything", flush=True)
             while True:
-                stack.require_running()
-                time.sleep(0.5)
+                stack.restart_ended(_say)
+                time.sleep(0.2)
     except StoppedBySignal as stopped:
         raise typer.Exit(stopped.exit_code) from None
 

@@ -22,6 +22,7 @@ from leverplus.launcher.child import Child
 from leverplus.launcher.config import StackConfig
 from leverplus.launcher.ownership import OwnerLock
 from leverplus.launcher.process_table import group_members, has_variable, start_time, stop_group
+from leverplus.launcher.restarts import Restarts
 from leverplus.launcher.valkey import EmbeddedValkey, require_broker, stop_orphan
 
 
@@ -68,7 +69,9 @@ class Stack:
         self.scorer_urls = tuple(map(config.url, config.ports.scorers))
         self.trainer_url = config.url(config.ports.trainer)
         self.selector_url = config.url(config.ports.selector)
-        self._children: list[Child] = []
+        self._broker: EmbeddedValkey | None = None
+        self._children: dict[str, Child] = {}
+        self._restarts = Restarts()
         self._end = ExitStack()
 
     @classmethod
@@ -107,10 +110,11 @@ class Stack:
                 broker = end.enter_context(EmbeddedValkey(config.data / "valkey", log=_log(config, "valkey")))
                 tell(f"broker: embedded Valkey on port {broker.port}")
                 stack = cls(config, broker.url)
-                stack._children.append(broker.child)
+                stack._broker = broker
             end.callback(_process_file(config.data).unlink, missing_ok=True)
             for program in _programs(config):
-                end.callback(stack._start(program).stop, limit_s=config.stop_limit_s)
+                stack._start(program)
+                end.callback(stack._stop, program.name)
             stack._wait_until_ready(tell)
             stack._end = end.pop_all()
         return stack
@@ -128,14 +132,36 @@ class Stack:
     @property
     def children(self) -> tuple[Child, ...]:
         """In the order in which they were started."""
-        return tuple(self._children)
+        return (*(() if self._broker is None else (self._broker.child,)), *self._children.values())
 
     def require_running(self) -> None:
         """ProcessEnded, with the last log lines, if any process has ended."""
-        for child in self._children:
+        for child in self.children:
             child.require_running()
 
-    def _start(self, program: _Program) -> Child:
+    def restart_ended(self, report: Report) -> None:
+        """Starts again what has ended, on its port and with its data, and tells of it; does not wait until it is ready.
+
+        Called from the thread that started the stack. ProcessEnded where one ends again and again (`Restarts`), Unavailable where
+        the broker does not come back.
+        """
+        for child in self.children:
+            code = child.exit_code()
+            if code is None:
+                continue
+            self._restarts.allow(child)
+            report(f"{child.name} {_told(code)}; started again (its log is {child.log})")
+            if self._broker is not None and child is self._broker.child:
+                self._broker.restart()
+                continue
+            # Whatever it had started must not go on beside its successor.
+            child.stop(limit_s=0.0)
+            self._start(next(program for program in _programs(self.config) if program.name == child.name))
+
+    def _stop(self, name: str) -> None:
+        self._children[name].stop(limit_s=self.config.stop_limit_s)
+
+    def _start(self, program: _Program) -> None:
         child = Child(
             program.name,
             # -P: a folder of the working directory must not pass for a package (`datasets`).
@@ -146,12 +172,11 @@ class Stack:
             # Nothing is lost: scores are committed, and a job is resumed when its lease runs out.
             death_signal=signal.SIGKILL,
         )
-        self._children.append(child)
+        self._children[program.name] = child
         write_json(
             _process_file(self.config.data),
-            [{"name": each.name, "pid": each.pid, "started": each.started} for each in self._children if each.name != "valkey"],
+            [{"name": each.name, "pid": each.pid, "started": each.started} for each in self._children.values()],
         )
-        return child
 
     def _wait_until_ready(self, tell: Report) -> None:
         deadline = time.monotonic() + self.config.ready_limit_s
@@ -174,6 +199,10 @@ class Stack:
                 time.sleep(0.1)
             device = program.variables.get("LEVERPLUS_DEVICE", "auto")
             tell(f"{program.name} on {self.config.url(program.port)}" + (f", {device}" if device != "auto" else ""))
+
+
+def _told(code: int) -> str:
+    return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
 def stop_orphans(data: Path) -> list[str]:

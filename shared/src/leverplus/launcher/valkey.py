@@ -26,6 +26,7 @@ from leverplus.launcher.process_table import command_line
 _START_ATTEMPTS = 3
 _START_LIMIT_S = 15.0
 _STOP_LIMIT_S = 10.0
+_RESTART_WAIT_S = 1.0
 
 
 class EmbeddedValkey:
@@ -34,6 +35,7 @@ class EmbeddedValkey:
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", log: Path | None = None) -> None:
         """Starts the server of `folder`. Conflict if another launcher owns it, Unavailable if the server does not start."""
         self.folder = folder.resolve()
+        self._host = host
         self._log = log or self.folder / "valkey.log"
         self._lock = OwnerLock(self.folder / "owner.lock")
         try:
@@ -51,7 +53,7 @@ class EmbeddedValkey:
             configuration = _configuration_path(self.folder)
             with atomic_file(configuration) as stream:
                 stream.write(_configuration(self.folder, host, port).encode())
-            child = Child("valkey", [str(server_program()), str(configuration)], log=self._log)
+            child = self._launch()
             try:
                 _wait_for_pong(child, host, port)
             except ProcessEnded as exc:
@@ -62,6 +64,25 @@ class EmbeddedValkey:
                 child.stop(limit_s=_STOP_LIMIT_S)
                 raise
             return child, port
+        raise AssertionError("unreachable")
+
+    def _launch(self) -> Child:
+        return Child("valkey", [str(server_program()), str(_configuration_path(self.folder))], log=self._log)
+
+    def restart(self) -> None:
+        """Starts the server, which has ended, again: on its port, with what its append-only file holds.
+
+        Unavailable, ProcessEnded among it, where it does not come back within a few attempts: another program may have its port.
+        """
+        for attempt in range(_START_ATTEMPTS):
+            self._child.stop(limit_s=0.0)
+            self._child = self._launch()
+            try:
+                return _wait_for_pong(self._child, self._host, self.port)
+            except ProcessEnded:
+                if attempt + 1 == _START_ATTEMPTS:
+                    raise
+                time.sleep(_RESTART_WAIT_S)
         raise AssertionError("unreachable")
 
     @property
