@@ -76,7 +76,7 @@ class V3Policy(SelectorPolicy):
         if closed is not None:
             of_query = scores.reshape(len(query), -1, scores.shape[-1])
             of_query[np.broadcast_to(closed[:, None], of_query.shape)] = -np.inf
-        added = (softmax(scores) @ context).reshape(len(query), -1) @ layer.out
+        added: Vector = (softmax(scores) @ context).reshape(len(query), -1) @ layer.out
         added += layer.out_bias
         return added
 
