@@ -76,7 +76,8 @@ class V3Policy(SelectorPolicy):
         if closed is not None:
             of_query = scores.reshape(len(query), -1, scores.shape[-1])
             of_query[np.broadcast_to(closed[:, None], of_query.shape)] = -np.inf
-        added: Vector = (softmax(scores) @ context).reshape(len(query), -1) @ layer.out
+        summed: Vector = softmax(scores) @ context
+        added = summed.reshape(len(query), -1) @ layer.out
         added += layer.out_bias
         return added
 
