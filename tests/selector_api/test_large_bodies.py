@@ -71,6 +71,16 @@ def test_a_body_of_too_many_queries_is_refused_without_reading_each(client: Any,
     assert not read
 
 
+def test_a_part_that_is_larger_than_any_valid_one_is_refused_unread(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = client.post("/select", json={"queries": [{"query_id": 45}], "exclude": [1] * 200_000})
+    assert (response.status_code, response.json()["type"]) == (422, "InvalidInput")
+    assert response.json()["detail"].startswith("body.exclude: 400,")
+    monkeypatch.setattr(large_bodies, "_LARGEST_QUERY", 300_000)
+    response = client.post("/select", json={"queries": [{"query_id": 45}, {"embedding": [0.5] * 100_000}]})
+    assert (response.status_code, response.json()["type"]) == (422, "InvalidInput")
+    assert response.json()["detail"].startswith("body.queries.1: ")
+
+
 def test_a_query_id_is_a_whole_number_and_nothing_that_can_be_taken_for_one(client: Any) -> None:
     for wrong in (True, "45", 45.5, [45]):
         response = client.post("/select", json={"queries": [{"query_id": wrong}]})

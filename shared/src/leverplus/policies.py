@@ -62,6 +62,8 @@ def similar_positions(
     query [d], candidates [K, d]. On a tie the lower position counts as the more similar.
     """
     _check_shots(shots, len(candidates))
+    if not shots:
+        return ()
     columns = slice(None) if kind == "joint" else require_block(blocks, {"image": "image", "text": "question"}[kind])
     similarity = unit(measurable("candidates", candidates[:, columns])) @ unit(measurable("query", query[columns]))
     nearest = top_in_order(similarity, shots)
