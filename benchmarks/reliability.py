@@ -30,12 +30,14 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 from provenance import RESULTS, ROOT, commit, machine
 from reliability_account import Account, Answer
 from reliability_lives import Lives
 
 from leverplus.data_root import DataRoot
 from leverplus.demo.ready_made import import_demo
+from leverplus.embeddings import Embeddings
 from leverplus.files import write_json
 from leverplus.launcher import Ports
 
@@ -44,7 +46,16 @@ VICTIMS = ("vqa_scorer", "pointer_trainer.worker", "selector_api", "pointer_trai
 TRAIN, QUERIES = range(1000), range(1000, 1200)
 CONNECTIONS, MOST_AT_ONCE, SHARE, JOBS_AT_ONCE = 16, 256, 0.8, 2
 TIMEOUT_S, JOBS_END_S = 30.0, 240.0
-MIX = {"select": 40, "select again": 20, "messages": 5, "select many": 5, "score": 20, "jobs": 6, "deployments": 4}
+MIX = {
+    "select": 40,
+    "select again": 20,
+    "messages": 5,
+    "select many": 5,
+    "select embedding": 5,
+    "score": 20,
+    "jobs": 6,
+    "deployments": 4,
+}
 
 
 @dataclass
@@ -53,6 +64,7 @@ class Load:
 
     urls: Mapping[str, str]
     rl_data: str
+    vectors: npt.NDArray[np.float32]
     draw: Random
     account: Account = field(default_factory=Account)
     scored: list[tuple[int, tuple[int, ...]]] = field(default_factory=list[tuple[int, tuple[int, ...]]])
@@ -69,6 +81,10 @@ class Load:
         if kind == "select many":
             queries = [{"query_id": each} for each in self.draw.sample(QUERIES, 8)]
             return kind, "selector_api", "POST", {"url": "/select", "json": {"queries": queries}}
+        if kind == "select embedding":
+            vector = self.vectors[self.draw.randrange(len(self.vectors))]
+            unseen = [number + self.draw.gauss(0.0, 0.01) for number in vector.tolist()]
+            return kind, "selector_api", "POST", {"url": "/select", "json": {"queries": [{"embedding": unseen}]}}
         if kind == "score":
             fresh = (query, tuple(self.draw.sample(TRAIN, self.draw.randint(0, 2))))
             pairs = [fresh, *self.draw.sample(self.scored, min(3, len(self.scored)))]
@@ -285,7 +301,9 @@ def main() -> None:
                 if not line:
                     sys.exit("the services did not start")
             rl_data = next((data / "rl-data").glob("*.ndjson")).stem
-            load = Load({name: f"http://127.0.0.1:{port}" for name, port in numbers.items()}, rl_data, Random(arguments.seed))
+            urls = {name: f"http://127.0.0.1:{port}" for name, port in numbers.items()}
+            vectors = Embeddings.open(DataRoot(data).embeddings(DATASET)).query
+            load = Load(urls, rl_data, vectors, Random(arguments.seed))
             found = asyncio.run(measure(load, data, arguments))
         finally:
             launcher.terminate()

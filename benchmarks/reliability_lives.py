@@ -16,6 +16,9 @@ SETTLED_S, LEAST_S = 30.0, 30.0
 MOST_MIB, MOST_SHARE, MOST_FILES = 8.0, 0.05, 16
 """Flat is a life that grows by less than MOST_MIB or MOST_SHARE of it, and by at most MOST_FILES."""
 
+EVERY = 30
+"""Seconds between the sizes of its longest life that are told of a program."""
+
 
 class Sample(NamedTuple):
     at_s: float
@@ -50,8 +53,14 @@ class Lives:
                 "grew_mib": round(max((growth.mib for growth in judged), default=0.0), 1) if judged else None,
                 "grew_files": max(growth.files for growth in judged) if judged else None,
                 "is_flat": all(growth.is_flat for growth in judged) if judged else None,
+                "longest_life_mib": _every(max(lives, key=len)),
             }
         return found
+
+
+def _every(life: list[Sample]) -> list[float]:
+    """Resident MiB at its start and every EVERY samples."""
+    return [round(sample.mib, 1) for sample in life[::EVERY]]
 
 
 class _Growth(NamedTuple):

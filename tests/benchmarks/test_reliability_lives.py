@@ -17,6 +17,7 @@ def test_a_life_is_judged_after_its_start_and_by_its_worst() -> None:
     found = lives.told()
     assert found["flat"] == {
         "largest_mib": 300.0, "lives": 1, "lives_judged": 1, "judged_s": 49, "grew_mib": 0.0, "grew_files": 0, "is_flat": True,
+        "longest_life_mib": [100.0, 300.0, 300.0],
     }  # fmt: skip
     # Seconds 30 to 80: the first fifth is 30 to 39, the last 71 to 80.
     assert (found["grows"]["grew_mib"], found["grows"]["is_flat"]) == (41.0, False)

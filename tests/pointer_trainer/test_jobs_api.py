@@ -176,6 +176,7 @@ def test_without_a_broker_nothing_is_accepted_or_written(settings: TrainerSettin
         assert api.get("/health/ready").status_code == 503
         answer = api.post("/embeddings", json={"dataset": "toy"})
         assert answer.status_code == 503
+        assert answer.headers["Retry-After"] == "2"
         assert answer.json()["type"] == "Unavailable"
         assert "127.0.0.1:9" in answer.json()["detail"]
         assert api.get("/jobs").json() == {"jobs": []}

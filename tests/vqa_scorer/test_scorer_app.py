@@ -281,6 +281,7 @@ def test_ready_only_once_loaded_and_a_failed_load_says_why(settings: ScorerSetti
             before = await client.get("/health/ready")
             assert (before.status_code, before.json()["type"]) == (503, "Unavailable")
             assert "being loaded" in before.json()["detail"]
+            assert before.headers["Retry-After"] == "2"
             assert (await client.post("/score", json=body((0, [[]])))).status_code == 503
             async with app.router.lifespan_context(app):
                 limit = time.monotonic() + 10

@@ -18,6 +18,8 @@ from leverplus.errors import InvalidConfig, Unavailable
 from pointer_trainer.celery_app import QUEUE, RUN_JOB, create_celery
 from pointer_trainer.pulse import count_workers
 
+_RETRY_AFTER_S = 2
+
 
 class Broker:
     """One Redis (or Valkey). Every wait is limited to `timeout_s`; Unavailable when it does not answer."""
@@ -72,7 +74,8 @@ class Broker:
 
     def _away(self, error: Exception) -> Unavailable:
         reason = f"{self._shown}: {error}"
-        return Unavailable(what="broker", reason=reason, hint="start Redis or Valkey, or correct REDIS_URL; nothing was changed")
+        hint = "start Redis or Valkey, or correct REDIS_URL; nothing was changed"
+        return Unavailable(what="broker", reason=reason, hint=hint, retry_after_s=_RETRY_AFTER_S)
 
 
 def _job_id(message: bytes) -> str | None:

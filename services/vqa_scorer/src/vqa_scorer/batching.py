@@ -34,6 +34,7 @@ _WINDOW_BATCHES = 8
 _LONGEST_RETRY_AFTER_S = 60
 _POSTPONED_S = 0.2
 """How long work that a batch did not get is laid aside."""
+_RESTART_S = 2
 
 
 class Ticket(Generic[K, V]):
@@ -139,7 +140,8 @@ class BatchWorker(Generic[K, P, V]):
     def require_ready(self) -> None:
         """Unavailable with the reason while `load` runs, after it failed, and after `close`."""
         if self._state == "loading":
-            raise Unavailable(what="the VLM", reason="its weights are being loaded", hint="try again in a few seconds")
+            hint = "try again in a few seconds"
+            raise Unavailable(what="the VLM", reason="its weights are being loaded", hint=hint, retry_after_s=_RESTART_S)
         if self._state == "failed":
             raise Unavailable(what="the VLM", reason=self._reason, hint="mend its settings and start again")
         if self._state == "closed":
@@ -323,7 +325,7 @@ def _all_or_error(outcome: Mapping[K, V | LeverPlusError], keys: Sequence[K]) ->
 
 
 def _stopping() -> Unavailable:
-    return Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back")
+    return Unavailable(what="the scorer", reason="it is stopping", hint="try again when it is back", retry_after_s=_RESTART_S)
 
 
 def _one_line(exc: Exception) -> str:

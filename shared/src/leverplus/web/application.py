@@ -43,6 +43,8 @@ _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fa
 _COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
+_KEEP_ALIVE_S = 30
+"""Longer than clients keep an idle connection (httpx: 5 s): who closes it must not be the one that a request is on its way to."""
 _NOT_STARTED = 3
 """Exit code where the server could not be started: uvicorn's own."""
 
@@ -111,9 +113,16 @@ def create_service(
 
 def serve(app: FastAPI, *, host: str, port: int) -> None:
     """Runs the application until SIGTERM or SIGINT; open requests get 10 s to end."""
-    server = _Server(
-        uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10), app
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
+    server = _Server(config, app)
     with suppress(KeyboardInterrupt):
         server.run()
     if not server.started:
