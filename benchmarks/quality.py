@@ -35,7 +35,6 @@ from leverplus.dataset.invented_words import sufficient_pointer
 from leverplus.files import write_json
 from leverplus.ids import ItemId
 from leverplus.policies import similar_positions
-from leverplus.reward_table import RewardTable
 from leverplus.rl_data import RlData
 from leverplus.selector import Selector, selector_from_checkpoint
 from pointer_trainer.proposals import initialised_selector, propose

@@ -32,7 +32,6 @@ from pointer_trainer.results import TrainResult
 from pointer_trainer.train_config import read_train_config
 from pointer_trainer.training import train
 
-
 LONGEST = 2
 """Demonstrations of the table's longest pointers."""
 
