@@ -1,6 +1,6 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-python benchmarks/quality_curves.py benchmarks/results/quality_val_data.json benchmarks/results/quality_val_rounds.json --out FILE.png
+    python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json --out FILE.png
 """
 
 from __future__ import annotations
