@@ -1,6 +1,6 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-    python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json --out FILE.png
+python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json --out FILE.png
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ def main() -> None:
         title="Data: candidates a query",
         ylim=(0, 100),
     )
+    left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
+    left.minorticks_off()
     left.legend(fontsize=6)
     for (system, queries, _), runs in closed(orjson.loads(arguments.rounds.read_bytes())).items():
         for rows in runs:
