@@ -1,10 +1,10 @@
 """Mixed load on `leverplus up` while its processes are killed: is every request accounted for, and is anything lost?
 
-    python benchmarks/reliability.py [--data FOLDER] [--seconds 300] [--capacity-s 30] [--every-s 20] [--seed 0]
+    python benchmarks/reliability.py [--data FOLDER] [--capacity-s 30] [--calm-s 120] [--seconds 300] [--every-s 20] [--seed 0]
 
 The real services with the demo's data and VLM. A closed loop of 16 connections measures the capacity of the mix; then requests
-arrive at 80 % of it, at times and in an order drawn from the seed, each sent once, at most 256 at a time, while every 20 s one
-process gets SIGKILL. Two jobs are kept unfinished meanwhile, asked for under Idempotency-Keys until they are accepted.
+arrive at 80 % of it, at times and in an order drawn from the seed, each sent once, at most 256 at a time. After two calm minutes
+one process gets SIGKILL every 20 s. Two jobs are kept unfinished meanwhile, asked for under Idempotency-Keys until accepted.
 Writes benchmarks/results/reliability.json; exits with 1 where something is wrong, lost or doubled.
 """
 
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -32,6 +32,7 @@ import httpx
 import numpy as np
 from provenance import RESULTS, ROOT, commit, machine
 from reliability_account import Account, Answer
+from reliability_lives import Lives
 
 from leverplus.data_root import DataRoot
 from leverplus.demo.ready_made import import_demo
@@ -193,14 +194,6 @@ def pids(data: Path) -> dict[str, int]:
     return {**found, "valkey": int((data / "valkey" / "valkey.pid").read_text())}
 
 
-def memory(data: Path) -> dict[str, float]:
-    """Resident MiB of each process."""
-    return {
-        name: int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-        for name, pid in pids(data).items()
-    }
-
-
 def judge_store(data: Path, account: Account) -> dict[str, int]:
     """Answered scores that are not in the database as they were answered, and scores that are there twice."""
     with sqlite3.connect(data / "store.sqlite") as connection:
@@ -238,21 +231,21 @@ async def measure(load: Load, data: Path, arguments: argparse.Namespace) -> dict
     print(f"{rate:.1f} requests/s are {SHARE:.0%} of capacity", flush=True)
     load.account = Account(answers=load.account.answers, scores=load.account.scores)
     jobs: dict[str, str] = {}
-    samples: dict[str, list[float]] = defaultdict(list)
+    lives, seconds = Lives(), arguments.calm_s + arguments.seconds
 
-    async def watch_memory() -> None:
+    async def watch() -> None:
         while True:
-            with suppress(FileNotFoundError, ProcessLookupError, KeyError, IndexError, ValueError):
-                for name, found in memory(data).items():
-                    samples[name].append(found)
+            # A file is gone while its process is started again.
+            with suppress(FileNotFoundError, ValueError):
+                lives.look(pids(data), time.monotonic())
             await asyncio.sleep(1)
 
-    watching = asyncio.create_task(watch_memory())
-    not_sent, kills, _ = await asyncio.gather(
-        open_loop(load, rate, arguments.seconds),
-        kill(load, data, arguments.every_s, arguments.seconds),
-        keep_jobs(load, jobs, arguments.seconds),
-    )
+    async def kill_later() -> list[dict[str, Any]]:
+        await asyncio.sleep(arguments.calm_s)
+        return await kill(load, data, arguments.every_s, arguments.seconds)
+
+    watching = asyncio.create_task(watch())
+    not_sent, kills, _ = await asyncio.gather(open_loop(load, rate, seconds), kill_later(), keep_jobs(load, jobs, seconds))
     watching.cancel()
     settled = await judge_jobs(load, data, jobs)
     latencies = np.asarray(load.account.calm_latencies_s())
@@ -264,7 +257,7 @@ async def measure(load: Load, data: Path, arguments: argparse.Namespace) -> dict
         **settled,
         **judge_store(data, load.account),
         "calm_latency_s": {"p50": float(np.quantile(latencies, 0.5)), "p99": float(np.quantile(latencies, 0.99))},
-        "resident_mib_largest": {name: round(max(found), 1) for name, found in samples.items()},
+        "lives": lives.told(),
         "temporary_files": len(list(data.rglob(".*.tmp"))),
     }
 
@@ -272,7 +265,7 @@ async def measure(load: Load, data: Path, arguments: argparse.Namespace) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder that `leverplus import demo` filled; made anew if absent")
-    for name, default in (("seconds", 300.0), ("capacity-s", 30.0), ("every-s", 20.0)):
+    for name, default in (("capacity-s", 30.0), ("calm-s", 120.0), ("seconds", 300.0), ("every-s", 20.0)):
         parser.add_argument(f"--{name}", type=float, default=default)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -298,9 +291,11 @@ def main() -> None:
             launcher.terminate()
             launcher.wait(60)
     # Not the folder, which is of one machine.
-    command = f"python benchmarks/reliability.py --seconds {arguments.seconds:g} --capacity-s {arguments.capacity_s:g}"
+    named = ("capacity_s", "calm_s", "seconds", "every_s")
+    options = " ".join(f"--{name.replace('_', '-')} {getattr(arguments, name):g}" for name in named)
+    command = f"python benchmarks/reliability.py {options}"
     header = {"command": command, "seed": arguments.seed, "machine": machine(), "commit": commit()}
-    write_json(RESULTS / "reliability.json", {**header, "seconds": arguments.seconds, **found})
+    write_json(RESULTS / "reliability.json", {**header, "calm_s": arguments.calm_s, "seconds": arguments.seconds, **found})
     print(json.dumps(found, indent=1))
     if found["outcomes"].get("wrong") or any(found[name] for name in found if name.endswith(("_lost", "_doubled"))):
         sys.exit("a promise was broken: see the result")

@@ -20,8 +20,8 @@ def table(found: dict[str, Any]) -> str:
     for kill in found["kills"]:
         away[kill["victim"]].append(kill["away_s"])
     outcomes, calm = found["outcomes"], found["calm_latency_s"]
-    sizes = ", ".join(f"{name} {size:.0f}" for name, size in found["resident_mib_largest"].items())
-    load = f"{found['rate_per_s']} requests/s, 80 % of capacity, for {found['seconds']:.0f} s; {found['not_sent']} not sent"
+    times = f"for {found['calm_s']:.0f} s without kills and {found['seconds']:.0f} s with them"
+    load = f"{found['rate_per_s']} requests/s, 80 % of capacity, {times}; {found['not_sent']} not sent"
     killed = {name: ", ".join(f"{each:.1f}" for each in times) for name, times in away.items()}
     rows: list[tuple[str, Any]] = [
         ("load", load),
@@ -34,12 +34,21 @@ def table(found: dict[str, Any]) -> str:
         ("jobs accepted, lost, doubled", f"{found['jobs_accepted']}, {found['jobs_lost']}, {found['jobs_doubled']}"),
         ("scores answered, lost, doubled", f"{found['scores_answered']:,}, {found['scores_lost']}, {found['scores_doubled']}"),
         ("p50, p99 while nothing was away", f"{1000 * calm['p50']:.0f}, {1000 * calm['p99']:.0f} ms"),
-        ("largest resident set", f"{sizes} MiB"),
+        *((f"memory of {name}", _life(life)) for name, life in found["lives"].items()),
         ("temporary files left", found["temporary_files"]),
     ]
     machine = found["machine"]
     told = f"`{found['command']}`, {machine['cores']} cores, load {machine['load_1_min']} at the end:"
     return "\n".join([told, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _life(life: dict[str, Any]) -> str:
+    largest = f"{life['largest_mib']:.0f} MiB at most"
+    if life["is_flat"] is None:
+        return f"{largest}; no life was long enough to judge"
+    judged = f"{life['lives_judged']} of {life['lives']} lives, {life['judged_s']} s in all"
+    grew = f"the worst grew by {life['grew_mib']:.1f} MiB and {life['grew_files']:.0f} open files"
+    return f"{largest}; {judged}: {'flat' if life['is_flat'] else 'NOT flat'}, {grew}"
 
 
 def main() -> None:

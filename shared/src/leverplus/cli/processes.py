@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -67,9 +66,7 @@ def up(
     try:
         with stop_on_signals(), Stack.start(config, report=_say) as stack:
             print(f"data in {config.data}; logs in {config.data / 'logs'}; ^C stops everything", flush=True)
-            while True:
-                stack.restart_ended(_say)
-                time.sleep(0.2)
+            stack.keep_running(_say)
     except StoppedBySignal as stopped:
         raise typer.Exit(stopped.exit_code) from None
 

@@ -42,7 +42,7 @@ def run_demo(config: DemoConfig) -> None:
         # Nobody but this run asks its services, which listen on the loopback.
         variables={"LEVERPLUS_KEYS": ""},
     )
-    with Stack.start(stack_config, prepare=prepare, report=lambda line: print(f"  start: {line}", flush=True)) as stack:
+    with Stack.start(stack_config, prepare=prepare, report=_report) as stack:
         try:
             outcome = run_main_job(config, stack)
         except LeverPlusError as exc:
@@ -54,9 +54,11 @@ def run_demo(config: DemoConfig) -> None:
         print(f"\nDone in {time.monotonic() - begun:.0f} s.", flush=True)
         if config.keep:
             print(f"The services stay up until ^C: selector {stack.selector_url}", flush=True)
-            while True:
-                stack.require_running()
-                time.sleep(0.5)
+            stack.keep_running(_report)
+
+
+def _report(line: str) -> None:
+    print(f"  start: {line}", flush=True)
 
 
 def _show(config: DemoConfig, stack: Stack, outcome: Outcome) -> None:

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Never, Self
 
 import orjson
 
@@ -138,6 +138,12 @@ class Stack:
         """ProcessEnded, with the last log lines, if any process has ended."""
         for child in self.children:
             child.require_running()
+
+    def keep_running(self, report: Report) -> Never:
+        """Starts again what ends, until a signal or what `restart_ended` raises ends the wait."""
+        while True:
+            self.restart_ended(report)
+            time.sleep(0.2)
 
     def restart_ended(self, report: Report) -> None:
         """Starts again what has ended, on its port and with its data, and tells of it; does not wait until it is ready.

@@ -212,9 +212,10 @@ class SelectorPolicy(ABC):
     def _scores(self, directions: Vector, prepared: PreparedCandidates, width: int, closed: Mask | None) -> Vector:
         """Logits [B, width, K] of directions [B · width, h]; -inf where nothing can be chosen."""
         # direction · (cand_proj context) is (cand_projᵀ direction) · context.
-        folded = (directions @ self._weights["cand_proj.weight"]).reshape(-1, width, directions.shape[1])
-        logits = products(folded, prepared.context)
+        folded = for_product(directions @ self._weights["cand_proj.weight"], len(directions) // width, prepared.context)
+        logits = folded @ prepared.context.mT
         logits /= (prepared.lengths * np.float32(self.config.temperature))[..., None, :]
+        logits = logits.reshape(-1, width, len(prepared))
         if not np.isfinite(logits).all():
             raise InvalidEmbeddings(path="logits", reason="not finite; the query, the candidates or the temperature are extreme")
         if closed is not None:
@@ -225,18 +226,10 @@ class SelectorPolicy(ABC):
         return layer_norm(vectors, self._weights[f"{name}.weight"], self._weights[f"{name}.bias"])
 
 
-def products(vectors: Vector, context: Vector) -> Vector:
-    """vectors [B, n, h] with each of context [K, h] or [B, K, h] → [B, n, K]."""
-    if context.ndim == 2:
-        return (_rows(vectors) @ context.T).reshape(*vectors.shape[:2], len(context))
-    return vectors @ context.swapaxes(1, 2)
-
-
-def weighted_sums(weights: Vector, context: Vector) -> Vector:
-    """weights [B, n, K] over context [K, h] or [B, K, h] → [B, n, h]."""
-    if context.ndim == 2:
-        return (_rows(weights) @ context).reshape(*weights.shape[:2], context.shape[1])
-    return weights @ context
+def for_product(vectors: Vector, batch: int, context: Vector) -> Vector:
+    """vectors of `batch` queries in a shape that multiplies context [K, h] in one product, or each of context [B, K, h]."""
+    width = context.shape[-1]
+    return vectors.reshape(-1, width) if context.ndim == 2 else vectors.reshape(batch, -1, width)
 
 
 def _check_search(candidates: PreparedCandidates, shots: int, beam: int, closed: Mask | None) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from leverplus.selector.config import SelectorConfig
-from leverplus.selector.numpy_base import Mask, PolicyState, SelectorPolicy, products, weighted_sums
+from leverplus.selector.numpy_base import Mask, PolicyState, SelectorPolicy, for_product
 from leverplus.vectors import Vector, layer_norm, measurable, sigmoid, softmax, unit
 
 
@@ -70,13 +70,14 @@ class V3Policy(SelectorPolicy):
         return PolicyState(direction, np.empty((len(query), 0), dtype=np.float32))
 
     def _attend(self, layer: _Layer, query: Vector, context: Vector, closed: Mask | None) -> Vector:
-        batch, hidden = query.shape
         folded = query @ layer.into
         folded += layer.into_bias
-        scores = products(folded.reshape(batch, -1, hidden), context)
+        scores = for_product(folded, len(query), context) @ context.mT
         if closed is not None:
-            scores[np.broadcast_to(closed[:, None], scores.shape)] = -np.inf
-        added = weighted_sums(softmax(scores), context).reshape(batch, -1) @ layer.out
+            of_query = scores.reshape(len(query), -1, scores.shape[-1])
+            of_query[np.broadcast_to(closed[:, None], of_query.shape)] = -np.inf
+        summed: Vector = softmax(scores) @ context
+        added = summed.reshape(len(query), -1) @ layer.out
         added += layer.out_bias
         return added
 
