@@ -33,7 +33,9 @@ class LiveRewards:
             assert self._texts is not None
             for (query_id, pointer), text in zip(part, self._texts(part), strict=True):
                 answers = self._dataset.item(query_id).answers
-                self._known[query_id, pointer] = score_answer(extract_answer(text), answers).accuracy
+                accuracy = score_answer(extract_answer(text), answers).accuracy
+                assert accuracy is not None, f"item {query_id} has no answers"
+                self._known[query_id, pointer] = accuracy
 
     def reward(self, query_id: ItemId, pointer: tuple[ItemId, ...]) -> float:
         """Of a pointer that was asked for."""
