@@ -5,7 +5,8 @@
 
 Each system is trained under several seeds on the candidates that it or an untrained selector proposes for the first train
 queries, with the table's rewards: a look into the table is a VLM call. Judged by the accuracy of the greedy pointer at one and
-two shots, which the table holds, and by the share of the headroom that it closes at two:
+two shots, which the table holds, where asked at three and four, which its VLM is asked for, and by the share of the headroom that
+it closes at two:
 (selector − random) / (structural oracle − random).
 """
 
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +29,12 @@ import numpy.typing as npt
 import torch
 from provenance import ROOT, commit, machine
 from quality_systems import TABLES, System
-from reward_world import Material, open_material, scored, training
+from reward_world import LONGEST, Material, open_material, scored, training
 
 from leverplus.dataset.invented_words import sufficient_pointer
 from leverplus.files import write_json
 from leverplus.ids import ItemId
 from leverplus.policies import similar_positions
-from leverplus.reward_table import RewardTable
 from leverplus.rl_data import RlData
 from leverplus.selector import Selector, selector_from_checkpoint
 from pointer_trainer.proposals import initialised_selector, propose
@@ -52,17 +52,31 @@ def trained(system: System, data: Sequence[RlData], material: Material, seed: in
         )
 
 
-def chosen(selector: Selector, table: RewardTable, material: Material) -> dict[int, Floats]:
-    """Accuracy of the greedy pointer for each query, at one and two shots."""
+def chosen(selector: Selector, split: str, material: Material, judged_at: Sequence[int]) -> dict[int, Floats]:
+    """Accuracy of the greedy pointer for each query of the table's split, at each number of shots."""
+    table = material.tables[split]
     queries = [ItemId(int(one)) for one in table.query_ids]
-    found: dict[int, list[npt.NDArray[np.int64]]] = {1: [], 2: []}
+    pools = np.stack([material.pools.pool(one) for one in queries])
+    found: dict[int, list[npt.NDArray[np.int64]]] = {shots: [] for shots in judged_at}
     for start in range(0, len(queries), 100):
-        part = queries[start : start + 100]
-        query = torch.from_numpy(material.embeddings.query[part])
-        pool = torch.from_numpy(material.embeddings.candidate[np.stack([material.pools.pool(one) for one in part])])
+        query = torch.from_numpy(material.embeddings.query[queries[start : start + 100]])
+        pool = torch.from_numpy(material.embeddings.candidate[pools[start : start + 100]])
         for shots, values in found.items():
             values.append(selector.select(query, pool, shots).positions.numpy())
-    return {shots: table.chosen(np.concatenate(values)) for shots, values in found.items()}
+    positions = {shots: np.concatenate(values) for shots, values in found.items()}
+    return {
+        shots: table.chosen(values) if shots <= LONGEST else asked(material, queries, np.take_along_axis(pools, values, axis=1))
+        for shots, values in positions.items()
+    }
+
+
+def asked(material: Material, queries: Sequence[ItemId], pointers: npt.NDArray[np.int64]) -> Floats:
+    """What the VLM's own answers to pointers [Q, S] of item ids are worth."""
+    pairs = [
+        (query_id, tuple(ItemId(one) for one in pointer)) for query_id, pointer in zip(queries, pointers.tolist(), strict=True)
+    ]
+    material.live.ask(pairs)
+    return np.array([material.live.reward(*pair) for pair in pairs])
 
 
 def packed(accuracies: Floats) -> str:
@@ -98,9 +112,9 @@ def run(job: Run) -> dict[str, Any]:
     for number, proposed in enumerate((job.system.first, *job.system.rounds)):
         request = GenerateRequest(dataset="invented-words", **proposed, seed=job.seed if number else 0)
         proposals = propose(selector, material.embeddings, material.pools, query_ids, request)
-        data.append(scored(proposals, table, material.pools, at_most=job.at_most, seed=job.seed))
+        data.append(scored(proposals, table, material, at_most=job.at_most, seed=job.seed))
         selector = trained(job.system, data, material, job.seed)
-        judged = chosen(selector, material.tables[job.split], material)
+        judged = chosen(selector, job.split, material, job.system.judged_at)
         calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
         rows.append(
             {"round": number, "vlm_calls": calls, "accuracies": {str(shots): packed(part) for shots, part in judged.items()}}
@@ -173,6 +187,13 @@ def main() -> None:
         report = {
             "command": shlex.join(["python", *sys.argv]), "commit": commit(), "machine": at_start, "split": arguments.split,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "runs_planned": len(jobs),
+            "fingerprint": {
+                "dataset": material.dataset.fingerprint(), "embeddings": material.embeddings.fingerprint(),
+                "pools": material.pools.fingerprint(), "reward_table": {
+                    split: table.header["splits"][split]["sha256"] for split, table in material.tables.items()
+                },
+            },
+            "systems": {job.name: asdict(job.system) for job in jobs},
             "images": [material.dataset.item(query_id).image_id for query_id in judged_on],
             "families": [material.structures[query_id].family for query_id in judged_on],
             "references": {name: np.round(values, 4).tolist() for name, values in bounds.items()},
@@ -188,7 +209,7 @@ def main() -> None:
                 means = {shots: float(unpacked(values).mean()) for shots, values in row["accuracies"].items()}
                 closed = (means["2"] - low) / (high - low)
                 what = f"{one['table']}: {one['system']}, seed {one['seed']}, {one['queries']} queries, round {row['round']}"
-                reached = f"1 shot {means['1']:.1%}, 2 shots {means['2']:.1%}, closed {closed:.1%}"
+                reached = ", ".join(f"{shots} shots {mean:.1%}" for shots, mean in means.items()) + f", closed {closed:.1%}"
                 print(f"{what}, {row['vlm_calls']} calls: {reached} ({one['seconds']:.0f} s)", flush=True)
             if arguments.out is not None:
                 record()  # after each: a run that is stopped leaves what it has

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from provenance import ROOT
@@ -38,6 +38,8 @@ class System:
     rounds: tuple[Mapping[str, Any], ...] = ()
     phase: str | None = None
     """Whose checkpoint is judged; None: the one that the run recommends."""
+    judged_at: tuple[int, ...] = (1, 2)
+    """Shots. Beyond two the VLM itself is asked, and the dataset's images are needed."""
 
 
 BASELINES: dict[str, System] = {
@@ -57,7 +59,70 @@ OURS_ALL: dict[str, System] = {
 
 QUERIES = 4_000
 
-TABLES: dict[str, list[tuple[str, System, int, int | None]]] = {
+Row = tuple[str, System, int, int | None]
+"""Name, system, train queries, and how many of the candidates proposed in a round a query keeps, None for all."""
+
+
+def reward_grid() -> list[Row]:
+    """configs/reward-grid.toml and correctness or accuracy alone, on two selectors that see nothing but rewards.
+
+    "separated" is left out: its rewards are those of hard_plus_soft_v2. So is hybrid: the table holds no InfoScore.
+    """
+    axes = tomllib.loads((ROOT / "configs" / "reward-grid.toml").read_text())["axes"]
+    cells = [
+        (mode, tuple(weights))
+        for mode in axes["reward.mode"]
+        if mode not in ("separated", "hybrid")
+        for weights in axes["reward.hard_weight,reward.soft_weight"]
+    ]
+    rows: list[Row] = []
+    for base, system in (("v5", OURS_ALL["v5, RCE"]), ("v3", BASELINES["v3, RCE z-scored"])):
+        for mode, (hard, soft) in [*cells, ("hard_only", (1.0, 1.0)), ("soft_only", (1.0, 1.0))]:
+            for raw in axes["rce_use_raw_reward"]:
+                reward = {"mode": mode, "hard_weight": hard, "soft_weight": soft}
+                config = {**system.config, "reward": reward, "rce_use_raw_reward": raw}
+                weighed = "" if mode in ("hard_only", "soft_only") else f" {hard:g}:{soft:g}"
+                name = f"{base}, {mode}{weighed}, {'raw' if raw else 'z-scored'}"
+                rows.append((name, replace(system, config=config), 2_000, None))
+    return rows
+
+
+def shots_trained_on() -> list[Row]:
+    """Two shots alone, one and two, one to four: the same proposals for each number of shots."""
+    rows: list[Row] = []
+    for base in ("v5, RCE", "v5, answers, RCE"):
+        for name, shots in (("2 shots alone", [2]), ("1 and 2 shots", [1, 2]), ("1 to 4 shots", [1, 2, 3, 4])):
+            system = OURS_ALL[base]
+            first, rounds = {**system.first, "shots": shots}, tuple({**one, "shots": shots} for one in system.rounds)
+            rows.append((f"{base}, {name}", replace(system, first=first, rounds=rounds, judged_at=(1, 2, 3, 4)), 500, None))
+    return rows
+
+
+WIDE_FIRST: dict[str, Any] = {**FIRST, "num_beams": 4, "num_samples_per_temp": 2, "num_random": 3, "num_retrieval": 3}
+WIDE_AGAIN: dict[str, Any] = {**AGAIN, "num_samples_per_temp": 7}
+"""Enough to choose 16 from in each round."""
+
+
+def data_curves() -> list[Row]:
+    """Half of the candidates in each of two rounds."""
+    rce, answers = (replace(OURS_ALL[name], first=WIDE_FIRST, rounds=(WIDE_AGAIN,)) for name in ("v5, RCE", "v5, answers, RCE"))
+    rows: list[Row] = [
+        ("v5, RCE", rce, queries, candidates // 2) for queries in (250, 500, 1000, 2000, 4000) for candidates in (4, 8, 16, 32)
+    ]
+    rows += [("v5, answers, RCE", answers, queries, each // 2) for queries in (250, 1000, 4000) for each in (8, 32)]
+    return rows
+
+
+def online_rounds() -> list[Row]:
+    """Six rounds of what the selector trained so far proposes, trained on all that was scored."""
+    system = OURS_ALL["v5, RCE"]
+    return [("v5, RCE", replace(system, rounds=(AGAIN,) * 6), 1_000, None)]
+
+
+TABLES: dict[str, list[Row]] = {
     "main": [(name, system, QUERIES, None) for name, system in {**OURS_ALL, **BASELINES}.items()],
+    "rewards": reward_grid(),
+    "shots": shots_trained_on(),
+    "data": data_curves(),
+    "rounds": online_rounds(),
 }
-"""Name, system, train queries, and how many of the proposed candidates a query keeps, None for all."""

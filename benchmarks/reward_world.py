@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from live_rewards import LiveRewards
 from provenance import ROOT
 
 from leverplus.data_root import DataRoot
@@ -22,13 +23,17 @@ from leverplus.dataset import Dataset
 from leverplus.dataset.invented_words import Structure, read_structures
 from leverplus.embeddings import Embeddings
 from leverplus.fingerprint import Fingerprint
+from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.reward_table import RewardTable
-from leverplus.rl_data import QueryRecord, RlData
+from leverplus.rl_data import Candidate, QueryRecord, RlData
 from pointer_trainer.proposals import Proposal
 from pointer_trainer.results import TrainResult
 from pointer_trainer.train_config import read_train_config
 from pointer_trainer.training import train
+
+LONGEST = 2
+"""Demonstrations of the table's longest pointers."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Material:
     pools: Pools
     tables: Mapping[str, RewardTable]
     structures: Sequence[Structure]
+    live: LiveRewards
+    """For pointers longer than the table's."""
 
     @property
     def dataset(self) -> Dataset:
@@ -55,27 +62,41 @@ def open_material(data: Path) -> Material:
     embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
     tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val", "test")}
     pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
-    return Material(pools, tables, read_structures(root.dataset("invented-words")))
+    return Material(pools, tables, read_structures(root.dataset("invented-words")), LiveRewards(dataset))
 
 
 def scored(
-    proposals: Iterable[Proposal], table: RewardTable, pools: Pools, *, at_most: int | None = None, seed: int = 0
+    proposals: Iterable[Proposal], table: RewardTable, material: Material, *, at_most: int | None = None, seed: int = 0
 ) -> RlData:
-    """The proposals with the table's rewards; of each query's candidates `at_most`, drawn at random."""
+    """The proposals with the table's rewards, and the VLM's own beyond two shots; of each query's candidates `at_most`, drawn at
+    random."""
+    kept = [(proposal, _kept(proposal, at_most, seed)) for proposal in proposals]
+    material.live.ask(
+        (proposal.query_id, one.pointer) for proposal, candidates in kept for one in candidates if len(one.pointer) > LONGEST
+    )
     records: list[QueryRecord] = []
-    for proposal in proposals:
+    for proposal, candidates in kept:
         place = {item_id: position for position, item_id in enumerate(proposal.pool)}
-        kept = proposal.candidates
-        if at_most is not None and len(kept) > at_most:
-            drawn = np.random.default_rng([seed, proposal.query_id]).choice(len(kept), at_most, replace=False)
-            kept = tuple(kept[index] for index in sorted(drawn))
-        candidates = tuple(
-            replace(one, vqa_correct=int(reward > 0), vqa_acc_score=reward, vqa_eval_mode="file")
-            for one in kept
-            for reward in (table.reward(proposal.query_id, [place[item_id] for item_id in one.pointer]),)
+
+        def reward(pointer: tuple[ItemId, ...], query_id: ItemId = proposal.query_id, place: dict[ItemId, int] = place) -> float:
+            if len(pointer) > LONGEST:
+                return material.live.reward(query_id, pointer)
+            return table.reward(query_id, [place[item_id] for item_id in pointer])
+
+        rewards = [reward(one.pointer) for one in candidates]
+        judged = tuple(
+            replace(one, vqa_correct=int(value > 0), vqa_acc_score=value, vqa_eval_mode="file")
+            for one, value in zip(candidates, rewards, strict=True)
         )
-        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, candidates))
-    return RlData({}, Fingerprint(dataset=pools.dataset.fingerprint(), pool=pools.fingerprint()), records)
+        records.append(QueryRecord(proposal.query_id, {}, proposal.pool, judged))
+    return RlData({}, Fingerprint(dataset=material.dataset.fingerprint(), pool=material.pools.fingerprint()), records)
+
+
+def _kept(proposal: Proposal, at_most: int | None, seed: int) -> tuple[Candidate, ...]:
+    if at_most is None or len(proposal.candidates) <= at_most:
+        return proposal.candidates
+    drawn = np.random.default_rng([seed, proposal.query_id]).choice(len(proposal.candidates), at_most, replace=False)
+    return tuple(proposal.candidates[index] for index in sorted(drawn))
 
 
 @contextmanager

@@ -64,7 +64,7 @@ def main() -> None:
     request = GenerateRequest(dataset=material.dataset.name, shots=[1, 2], **CANDIDATES[arguments.candidates])
     query_ids = [ItemId(int(one)) for one in tables["train"].query_ids[: arguments.queries]]
     initial, _ = initialised_selector(embeddings.manifest.d_model, request.seed)
-    data = scored(propose(initial, embeddings, pools, query_ids, request), tables["train"], pools)
+    data = scored(propose(initial, embeddings, pools, query_ids, request), tables["train"], material)
     rows: list[dict[str, Any]] = []
     for name, settings in SELECTORS.items():
         values: dict[str, Any] = {"rce_epochs": arguments.epochs, "rce_lr": 1e-3, "hidden_dim": arguments.hidden_dim}
