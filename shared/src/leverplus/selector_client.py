@@ -70,8 +70,11 @@ class SelectorClient(ServiceClient):
 
     def select_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Selection]:
         """Demonstrations for any number of queries, in their order; 1,000 at a time are asked for."""
-        bodies = _bodies(queries, MAX_QUERIES, choosing)
-        return _joined([self._ask("POST", "/select", json=body) for body in bodies])
+        answers: list[dict[str, Any]] = []
+        for start, body in _bodies(queries, MAX_QUERIES, choosing):
+            with _counted_from(start):
+                answers.append(self._ask("POST", "/select", json=body))
+        return _joined(answers)
 
     def messages(self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]) -> Prompt:
         """The choice for a query of the dataset as chat messages, in the prompt that was scored."""
@@ -79,8 +82,11 @@ class SelectorClient(ServiceClient):
 
     def messages_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Prompt]:
         """Chat messages for any number of queries, in their order; 100 at a time are asked for."""
-        bodies = _bodies(queries, MAX_PROMPTS, choosing)
-        return _joined([self._ask("POST", "/messages", json=body) for body in bodies])
+        answers: list[dict[str, Any]] = []
+        for start, body in _bodies(queries, MAX_PROMPTS, choosing):
+            with _counted_from(start):
+                answers.append(self._ask("POST", "/messages", json=body))
+        return _joined(answers)
 
     def deployments(self) -> list[dict[str, Any]]:
         """What is served under each alias."""
@@ -143,8 +149,11 @@ class AsyncSelectorClient:
         return await self._ask("GET", "/select", params=_parameters(query_id, question_id, choosing))
 
     async def select_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Selection]:
-        bodies = _bodies(queries, MAX_QUERIES, choosing)
-        return _joined([await self._ask("POST", "/select", json=body) for body in bodies])
+        answers: list[dict[str, Any]] = []
+        for start, body in _bodies(queries, MAX_QUERIES, choosing):
+            with _counted_from(start):
+                answers.append(await self._ask("POST", "/select", json=body))
+        return _joined(answers)
 
     async def messages(
         self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]
@@ -152,8 +161,11 @@ class AsyncSelectorClient:
         return await self._ask("GET", "/messages", params=_parameters(query_id, question_id, choosing))
 
     async def messages_many(self, queries: Sequence[AskedQuery], **choosing: Unpack[Choosing]) -> list[Prompt]:
-        bodies = _bodies(queries, MAX_PROMPTS, choosing)
-        return _joined([await self._ask("POST", "/messages", json=body) for body in bodies])
+        answers: list[dict[str, Any]] = []
+        for start, body in _bodies(queries, MAX_PROMPTS, choosing):
+            with _counted_from(start):
+                answers.append(await self._ask("POST", "/messages", json=body))
+        return _joined(answers)
 
     async def deployments(self) -> list[dict[str, Any]]:
         return (await self._ask("GET", "/deployments"))["deployments"]

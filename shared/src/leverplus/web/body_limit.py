@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,8 +13,17 @@ from leverplus.web.problems import problem_response
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
 
 
+_TOGETHER = 4
+"""How many of the largest bodies are held at once, in one process, by requests that are read or answered."""
+_SILENT_S = 30.0
+_RETRY_AFTER_S = 2
+
+Problem = dict[str, Any]
+
+
 class BodyLimit:
-    """Answers 413 to a body of more than `limit` bytes, announced or not; at most `limit` bytes are held.
+    """Answers 413 to a body of more than `limit` bytes, announced or not; at most `limit` bytes are held of one, and _TOGETHER
+    times as many of all (503). A client that is silent for _SILENT_S in the middle of its body is answered 408.
 
     `exempt`: "METHOD /path" of the routes that read their body as a stream under a limit of their own.
     """
@@ -21,39 +32,65 @@ class BodyLimit:
         self._app = app
         self._limit = limit
         self._exempt = frozenset(exempt)
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] not in _WITH_BODY or f"{scope['method']} {scope['path']}" in self._exempt:
             await self._app(scope, receive, send)
             return
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if not announced.isdigit() or int(announced[:20]) <= self._limit:
-            messages = await self._read(receive)
-            if messages is not None:
+        messages: list[Message] = []
+        try:
+            if announced.isdigit() and int(announced[:20]) > self._limit:
+                problem: Problem | None = self._too_large()
+            else:
+                problem = await self._read(receive, messages)
+            if problem is None:
                 await self._app(scope, _replay(messages, receive), send)
                 return
-        document = {
+        finally:
+            self._held -= _size(messages)
+        # What is left of the body is not read, so the connection cannot carry another request.
+        headers = {"Connection": "close"}
+        if problem["status"] == 503:
+            headers["Retry-After"] = str(_RETRY_AFTER_S)
+        await problem_response(problem, headers)(scope, receive, send)
+
+    async def _read(self, receive: Receive, messages: list[Message]) -> Problem | None:
+        """Fills `messages` with those of the whole body; why it was not read to its end, where it was not."""
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(_SILENT_S):
+                    message = await receive()
+            except TimeoutError:
+                detail = f"nothing more of the body came for {_SILENT_S:g} s after {size} bytes; send it again"
+                return {"type": "RequestTimeout", "title": "Request timeout", "status": 408, "detail": detail, "context": {}}
+            messages.append(message)
+            part = _size([message])
+            size += part
+            self._held += part
+            if size > self._limit:
+                return self._too_large()
+            if self._held > _TOGETHER * self._limit:
+                detail = f"bodies of more than {_TOGETHER * self._limit} bytes are held already; send this one again later"
+                context = {"limit_bytes": _TOGETHER * self._limit, "retry_after_s": _RETRY_AFTER_S}
+                return {"type": "Unavailable", "title": "Unavailable", "status": 503, "detail": detail, "context": context}
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                return None
+
+    def _too_large(self) -> Problem:
+        return {
             "type": "RequestTooLarge",
             "title": "Request is too large",
             "status": 413,
             "detail": f"the body has more than {self._limit} bytes; send fewer at a time",
             "context": {"limit_bytes": self._limit},
         }
-        # What is left of the body is not read, so the connection cannot carry another request.
-        await problem_response(document, {"Connection": "close"})(scope, receive, send)
 
-    async def _read(self, receive: Receive) -> list[Message] | None:
-        """The messages of the whole body, or None once they pass the limit."""
-        messages: list[Message] = []
-        size = 0
-        while True:
-            message = await receive()
-            messages.append(message)
-            size += len(message.get("body", b""))
-            if size > self._limit:
-                return None
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                return messages
+
+def _size(messages: Sequence[Message]) -> int:
+    return sum(len(message.get("body", b"")) for message in messages)
 
 
 def _replay(messages: list[Message], receive: Receive) -> Receive:
