@@ -137,6 +137,15 @@ def test_many_queries_are_sent_in_parts_and_come_back_in_order(ask: Callable[...
     assert ask(server, lambda client: client.select_many([])) == []
 
 
+def test_a_fault_names_the_query_by_its_number_among_all(ask: Callable[..., Any]) -> None:
+    fault = httpx.Response(404, json={"type": "NotFound", "status": 404, "detail": "queries.3: no item '9999'"})
+    first = httpx.Response(200, json={"results": []})
+    with pytest.raises(errors.NotFound, match=r"queries\.1003: no item"):
+        ask(Server(first, fault), lambda client: client.select_many([{"query_id": n} for n in range(1004)]))
+    with pytest.raises(errors.NotFound, match=r"queries\.103: no item"):
+        ask(Server(first, fault), lambda client: client.messages_many([{"query_id": n} for n in range(104)]))
+
+
 def test_an_unseen_query(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     encoded = base64.b64encode(b"picture").decode()

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -212,8 +214,19 @@ def _parameters(query_id: int | None, question_id: str | None, choosing: Choosin
     return {name: value for name, value in given.items() if value is not None and value != []}
 
 
-def _bodies(queries: Sequence[AskedQuery], size: int, choosing: Choosing) -> list[dict[str, Any]]:
-    return [{**choosing, "queries": list(queries[start : start + size])} for start in range(0, len(queries), size)]
+def _bodies(queries: Sequence[AskedQuery], size: int, choosing: Choosing) -> list[tuple[int, dict[str, Any]]]:
+    """Requests of at most `size` queries, and the number of the first of each."""
+    return [(start, {**choosing, "queries": list(queries[start : start + size])}) for start in range(0, len(queries), size)]
+
+
+@contextmanager
+def _counted_from(start: int) -> Generator[None]:
+    """Errors inside name a query by its number among all that were given, not among those of one request."""
+    try:
+        yield
+    except LeverPlusError as exc:
+        exc.detail = re.sub(r"\bqueries\.(\d+)", lambda found: f"queries.{int(found[1]) + start}", exc.detail, count=1)
+        raise
 
 
 def _joined(answers: Sequence[Mapping[str, list[T]]]) -> list[T]:
