@@ -139,7 +139,7 @@ def online_rounds() -> list[Row]:
 
 
 def grpo_after_rce() -> list[Row]:
-    """Three epochs of GRPO's safe form from RCE's best, and RCE's best itself, on the reward of RCE that none was shown to beat."""
+    """Three epochs of GRPO's safe form from RCE's best, and RCE's best itself, on the reward that none beats."""
     rows: list[Row] = []
     for base, system in (("v5", OURS_ALL["v5, RCE"]), ("v3", BASELINES["v3, RCE z-scored"])):
         config = {**system.config, "grpo_epochs": 3}
