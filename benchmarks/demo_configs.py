@@ -3,9 +3,9 @@
     leverplus import demo --data DATA        (or make demo, whose folder is .leverplus/demo)
     python benchmarks/demo_configs.py --data DATA --seeds 3
 
-Copies dataset, embeddings and RL data of DATA, starts the services on them on free ports, trains every config under every seed over
-HTTP, and has one evaluation judge all their checkpoints on the same val queries at two shots. Paired differences between
-configs are of images and training seeds.
+Copies dataset, embeddings and RL data of DATA, starts the services on them on free ports, trains every config under every seed
+over HTTP, and has one evaluation judge all their checkpoints on the same val queries at two shots. Intervals are over images and
+training seeds.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from pointer_trainer.per_query import PerQuery, read_per_query
 CUT = CUTS["standard"]
 SHOTS = 2
 LIMIT_S = 1800.0
+KEPT = ("checkpoint_id", "checkpoints", "recommendation")
 
 
 def config_file(name: str, **changed: Any) -> dict[str, Any]:
@@ -81,10 +82,9 @@ def measured(trainer: TrainerClient, root: DataRoot, seeds: int, queries: int) -
         for seed in range(seeds):
             began = time.perf_counter()
             result = trainer.wait(trainer.train(rl_data, {**config, "seed": seed}), limit_s=LIMIT_S)
-            runs.append(
-                {"config": name, "seed": seed, "seconds": round(time.perf_counter() - began, 1), "epoch": result["metrics"]["epoch"],
-                 **{key: result[key] for key in ("checkpoint_id", "checkpoints", "recommendation")}}
-            )  # fmt: skip
+            run = {"config": name, "seed": seed, "seconds": round(time.perf_counter() - began, 1)}
+            run |= {"epoch": result["metrics"]["epoch"], **{key: result[key] for key in KEPT}}
+            runs.append(run)
             print(f"{name}, seed {seed}: {result['recommendation']['phase']}, {result['recommendation']['reason']}", flush=True)
     request = {
         "dataset": CUT.dataset, "split": "val", "queries": queries, "shots": [SHOTS],
