@@ -1,4 +1,4 @@
-"""The hosts of benchmarks/scale_small.py: real processes, each host with a data folder of its own, one database, broker and store."""
+"""Hosts of benchmarks/scale_small.py: real processes, each with a data folder of its own; one database, broker and store."""
 
 from __future__ import annotations
 
