@@ -48,7 +48,9 @@ def save_result(
     kept = [phase for phase in phases if phase.name in state.best]
     (recommended,) = (phase for phase in kept if phase.name == recommendation.phase)
     told = recommendation.to_json()
-    rows = {phase.name: {**state.best[phase.name], "recommended": phase is recommended, "recommendation": told} for phase in kept}
+    rows: dict[str, dict[str, Any]] = {
+        phase.name: {**state.best[phase.name], "recommended": phase is recommended, "recommendation": told} for phase in kept
+    }
     # The one with the run's own id comes last: where it lies, the run came to its end.
     for phase in sorted(kept, key=lambda phase: phase.suffix, reverse=True):
         of_phase = [row for row in state.rows if row["phase"] == phase.name]
