@@ -41,7 +41,7 @@ class Lives:
                 self.samples[name, pid].append(Sample(at_s, resident, len([*Path(f"/proc/{pid}/fd").iterdir()])))
 
     def told(self) -> dict[str, dict[str, Any]]:
-        """Of each program: its largest size, how many lives were long enough to judge, and the growth of the worst of them, in all
+        """Of each program: its largest size, how many lives were long enough to judge, and the growth of the worst: in all,
         and a minute at the end."""
         found: dict[str, dict[str, Any]] = {}
         for name in sorted({name for name, _ in self.samples}):
