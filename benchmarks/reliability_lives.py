@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 SETTLED_S, LEAST_S = 30.0, 270.0
 """A life is judged from SETTLED_S after it was first seen, if it goes on for LEAST_S: in less, caches have not filled."""
-MOST_MIB_PER_MIN, MOST_SHARE, MOST_FILES = 1.0, 0.2, 16
+MOST_MIB_PER_MIN, MOST_SHARE, MOST_FILES = 1.0, 0.3, 16
 """Flat is a life that at its end grows by less than MOST_MIB_PER_MIN and MOST_SHARE of it, and in all by at most MOST_FILES."""
 
 EVERY = 30
