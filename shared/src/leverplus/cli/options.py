@@ -139,6 +139,16 @@ def shared_url() -> str | None:
     return os.environ.get("LEVERPLUS_SHARED") or None
 
 
+def item_ids(text: str, option: str) -> list[int]:
+    """Of ids with commas between them; none of an empty text."""
+    from leverplus.errors import InvalidInput
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as exc:
+        raise InvalidInput(f"{option} {text!r}: write ItemIds with commas, e.g. 4,17") from exc
+
+
 def one_query(query_id: int | None, question_id: str | None, dataset: Dataset) -> int:
     """The query that exactly one of the two options names."""
     from leverplus.errors import InvalidInput
