@@ -20,7 +20,9 @@ URL = "http://service:8000"
 AWAY = httpx.Response(503, json={"type": "Unavailable", "status": 503, "detail": "it is away"})
 FULL = httpx.Response(429, json={"type": "QueueFull", "status": 429, "detail": "it is full"})
 JOB = httpx.Response(202, json={"job_id": "job-1"})
-SCORES = httpx.Response(200, json={"fingerprint": {}, "results": [], "stats": {"file": 0, "fallback": 0, "error": 0, "cached": 0}})
+SCORES = httpx.Response(
+    200, json={"fingerprint": {}, "results": [], "stats": {"file": 0, "fallback": 0, "error": 0, "cached": 0}}
+)
 REQUEST = ScoreRequest(dataset="toy", queries=[ScoreQuery(query_id=0, pointers=[[]])])
 Answer = httpx.Response | Exception
 
@@ -62,9 +64,7 @@ def scorer(server: Server) -> ScorerClient:
     ],
     ids=["jobs", "train", "stats", "score", "stream"],
 )
-def test_what_may_be_done_twice_is_sent_again_and_no_more_than_so_often(
-    call: Callable[[Server], Any], failure: Answer
-) -> None:
+def test_what_may_be_done_twice_is_sent_again_and_no_more_than_so_often(call: Callable[[Server], Any], failure: Answer) -> None:
     staying = Server(failure)
     with pytest.raises(errors.LeverPlusError):
         call(staying)

@@ -12,14 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput, NotFound
-from leverplus.fingerprint import Fingerprint
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer.app import create_app
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.openings import list_openings, opened_note, read_openings
@@ -118,7 +113,9 @@ def test_checkpoints_that_differ_in_their_seed_are_one_system(run: Any, scorer: 
     assert system_names(alone) == ["v3 (2 seeds)"] * 2
 
 
-def test_a_fixed_pointer_that_shows_the_querys_image_is_passed_over(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
+def test_a_fixed_pointer_that_shows_the_querys_image_is_passed_over(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
     save_selector("ckpt-1")
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-1"], split="train", shots=[1], draws=1)))

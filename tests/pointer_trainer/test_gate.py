@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.deployments import promote, read_deployment
 from leverplus.errors import Conflict, LeverPlusError
 from leverplus.files import remove_folder
-from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
-from leverplus.selector import PointerSelectorV3, SelectorConfig
 from leverplus.store import JobStore
 from pointer_trainer.gate import GateRefused, judge
 from pointer_trainer.measuring import Measured
@@ -54,7 +51,9 @@ def evaluated(
     return job.id
 
 
-def test_a_checkpoint_that_beats_every_baseline_is_served(api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+def test_a_checkpoint_that_beats_every_baseline_is_served(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
     save_selector("ckpt-1")
     job_id = evaluated(data, jobs, {"ckpt-1": 1.0})
     answer = api.post("/checkpoints/ckpt-1/promote", json={"by": "me"})
@@ -66,7 +65,9 @@ def test_a_checkpoint_that_beats_every_baseline_is_served(api: TestClient, data:
     assert read_deployment(data, "production").gate == gate
 
 
-def test_what_is_refused_says_why_and_is_served_by_an_override_alone(api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+def test_what_is_refused_says_why_and_is_served_by_an_override_alone(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
     save_selector("ckpt-1")
     client = TrainerClient("http://testserver")
     client._http = api  # pyright: ignore[reportPrivateUsage]
@@ -120,7 +121,9 @@ def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs
         ({"per_query_sha256": "0" * 64}, "evaluate again"),
     ],
 )
-def test_an_evaluation_that_cannot_speak_for_it(data: DataRoot, jobs: JobStore, result: dict[str, Any], words: str, save_selector: Any) -> None:
+def test_an_evaluation_that_cannot_speak_for_it(
+    data: DataRoot, jobs: JobStore, result: dict[str, Any], words: str, save_selector: Any
+) -> None:
     info = save_selector("ckpt-1")
     evaluated(data, jobs, {"ckpt-1": 1.0}, **result)
     with pytest.raises(LeverPlusError, match=words):

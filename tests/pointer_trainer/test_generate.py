@@ -14,7 +14,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from leverplus import rl_data
-from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkpoint
+from leverplus.checkpoints import read_info
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
@@ -24,7 +24,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.scoring import ScoreStats
-from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
+from leverplus.selector import selector_from_checkpoint
 from pointer_trainer import dry_run
 from pointer_trainer.jobs import generate as generate_job
 from pointer_trainer.jobs.evaluate import evaluate
@@ -336,7 +336,9 @@ def test_an_unknown_item_ends_the_job_with_the_scorers_words(scorer: Any) -> Non
             list(stream.score(asked(1)))
 
 
-def test_a_checkpoint_proposes_in_place_of_an_untrained_selector(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
+def test_a_checkpoint_proposes_in_place_of_an_untrained_selector(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
     info = save_selector("ckpt-1")
     generate(run.context(request(checkpoint="ckpt-1")))
@@ -350,7 +352,9 @@ def test_a_checkpoint_of_another_pool_contract_is_refused(run: Any, data: DataRo
         generate(run.context(request(checkpoint="ckpt-1", pool={"k": 5})))
 
 
-def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(api: TestClient, data: DataRoot, save_selector: Any) -> None:
+def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(
+    api: TestClient, data: DataRoot, save_selector: Any
+) -> None:
     save_selector("ckpt-1")
     other = {"dataset": "toy", "pool": {"k": 5}}
     for path, body in (
@@ -368,7 +372,9 @@ def evaluation(**fields: Any) -> dict[str, Any]:
     return EvaluateRequest.model_validate({"dataset": "toy", "shots": [0, 1, 2], **fields}).model_dump(mode="json")
 
 
-def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
+def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
     save_selector("ckpt-1", generation={"vlm": "another"})
     with pytest.raises(FingerprintMismatch, match=r"generation\.vlm: expected 'another'"):

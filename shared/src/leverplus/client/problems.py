@@ -92,7 +92,7 @@ def transport_errors(service: str, base_url: str, asked: str, limit_s: float | N
 
 
 def built_request(http: httpx.Client | httpx.AsyncClient, method: str, path: str, arguments: Mapping[str, Any]) -> httpx.Request:
-    """InvalidInput naming the place in the body that JSON has no form for; InvalidEmbeddings where that is in a query's vector."""
+    """InvalidInput naming the place in the body that JSON has no form for, InvalidEmbeddings where it is in a query's vector."""
     try:
         return http.build_request(method, path, **arguments)
     except (TypeError, ValueError) as exc:

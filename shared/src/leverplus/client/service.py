@@ -52,9 +52,9 @@ def say_for_whom(request: httpx.Request) -> None:
 class ServiceClient:
     """One service at `base_url`, InvalidConfig if that is no http URL. `key`: what it is asked with, where it has keys.
 
-    What may be done twice (a GET, a POST with an Idempotency-Key, or to a path of `repeatable`) is tried again as `retry` says when
-    it is turned away (429), fails (5xx) or gets no answer; anything else only where no connection was made. Then its error is
-    raised, that of a connection as Unavailable or DeadlineExceeded.
+    What may be done twice (a GET, a POST with an Idempotency-Key, or to a path of `repeatable`) is tried again as `retry` says
+    when it is turned away (429), fails (5xx) or gets no answer; anything else only where no connection was made. Then its error
+    is raised, that of a connection as Unavailable or DeadlineExceeded.
     """
 
     service = "service"
@@ -95,7 +95,7 @@ class ServiceClient:
     def request(
         self, method: str, path: str, *, stream: bool = False, retry: RetryPolicy | None = None, **arguments: Any
     ) -> httpx.Response:
-        """A request whose failure is a LeverPlusError. `stream`: the answer's body is left to be read, and closed, by the caller."""
+        """A request whose failure is a LeverPlusError. `stream`: the caller reads the answer's body, and closes it."""
         is_keyed = "Idempotency-Key" in httpx.Headers(arguments.get("headers"))
         attempts = Attempts(retry or self._retry, repeatable=method == "GET" or path in self.repeatable or is_keyed)
         while True:

@@ -41,7 +41,7 @@ def write_processes(data: Path, children: Iterable[Child], urls: Mapping[str, st
 
 
 def listed_processes(data: Path) -> list[ListedProcess]:
-    """In the order in which they were started; none where no launcher has the folder. InvalidConfig for a file that is no list."""
+    """In the order in which they were started; none where no launcher has the folder. InvalidConfig for a file that is broken."""
     path = process_file(data)
     if not path.is_file():
         return []
