@@ -287,6 +287,25 @@ def test_what_a_killed_restore_left_is_no_hindrance(root: DataRoot, tmp_path: Pa
     assert files(tmp_path / "new").keys() == {*CONTENT, "store.sqlite"}
 
 
+def test_a_database_that_cannot_be_copied_is_one_line_and_leaves_nothing(root: DataRoot, tmp_path: Path):
+    (root.path / "store.sqlite").write_bytes(b"no database" * 100)
+    made = CliRunner().invoke(app, ["backup", str(tmp_path / "a.tar"), "--data", str(root.path)])
+    assert made.exit_code == 2, made.output
+    told = (
+        f"error: {root.path / 'store.sqlite'} cannot be copied: file is not a database; is there room for a copy in {root.path}?"
+    )
+    assert made.stderr.startswith(told)
+    assert not list(tmp_path.glob("*.tar"))
+    assert not list(root.path.glob(".backup*"))
+
+
+def test_a_backup_makes_no_folder_for_itself(root: DataRoot, tmp_path: Path):
+    made = CliRunner().invoke(app, ["backup", str(tmp_path / "backsup" / "a.tar"), "--data", str(root.path)])
+    assert made.exit_code == 2
+    assert f"no folder '{tmp_path / 'backsup'}'; make it first" in made.stderr
+    assert not (tmp_path / "backsup").exists()
+
+
 def test_a_disk_without_room_is_named_before_anything_is_written(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "a.tar"
     path.write_bytes(archive(root))

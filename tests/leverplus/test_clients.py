@@ -13,16 +13,15 @@ import pytest
 from leverplus import errors
 from leverplus.client import ScorerClient, TrainerClient
 from leverplus.retrying import RetryPolicy
-from leverplus.scoring import ScoreQuery, ScoreRequest
+from leverplus.scoring import ScoreQuery, ScoreRequest, ScoreStats, StreamEnd, StreamStart
 
 QUICK = RetryPolicy(attempts=4, total_s=20.0, first_wait_s=0.001, longest_wait_s=0.002)
 URL = "http://service:8000"
 AWAY = httpx.Response(503, json={"type": "Unavailable", "status": 503, "detail": "it is away"})
 FULL = httpx.Response(429, json={"type": "QueueFull", "status": 429, "detail": "it is full"})
 JOB = httpx.Response(202, json={"job_id": "job-1"})
-SCORES = httpx.Response(
-    200, json={"fingerprint": {}, "results": [], "stats": {"file": 0, "fallback": 0, "error": 0, "cached": 0}}
-)
+STATS = ScoreStats.total([])
+SCORES = httpx.Response(200, json={"fingerprint": {}, "results": [], "stats": STATS.model_dump()})
 REQUEST = ScoreRequest(dataset="toy", queries=[ScoreQuery(query_id=0, pointers=[[]])])
 Answer = httpx.Response | Exception
 
@@ -74,8 +73,8 @@ def test_what_may_be_done_twice_is_sent_again_and_no_more_than_so_often(call: Ca
 def test_what_passes_is_answered() -> None:
     assert trainer(Server(AWAY, FULL, httpx.Response(200, json={"jobs": []}))).jobs() == []
     assert scorer(Server(AWAY, SCORES)).score(REQUEST).results == []
-    start, end = b'{"fingerprint": {}}\n', b'{"stats": {"file": 0, "fallback": 0, "error": 0, "cached": 0}}\n'
-    server = Server(AWAY, httpx.RemoteProtocolError("gone"), httpx.Response(200, content=start + end))
+    lines = StreamStart(fingerprint={}).model_dump_json() + "\n" + StreamEnd(stats=STATS).model_dump_json() + "\n"
+    server = Server(AWAY, httpx.RemoteProtocolError("gone"), httpx.Response(200, text=lines))
     with scorer(server).score_stream(REQUEST) as stream:
         assert list(stream) == []
     assert [request.headers["Accept"] for request in server.asked] == ["application/x-ndjson"] * 3

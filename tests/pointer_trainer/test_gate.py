@@ -54,7 +54,7 @@ def evaluated(
 def test_a_checkpoint_that_beats_every_baseline_is_served(
     api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
 ) -> None:
-    save_selector("ckpt-1")
+    save_selector("ckpt-1", shots=[1])
     job_id = evaluated(data, jobs, {"ckpt-1": 1.0})
     answer = api.post("/checkpoints/ckpt-1/promote", json={"by": "me"})
     assert answer.status_code == 200, answer.text
@@ -68,7 +68,7 @@ def test_a_checkpoint_that_beats_every_baseline_is_served(
 def test_what_is_refused_says_why_and_is_served_by_an_override_alone(
     api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
 ) -> None:
-    save_selector("ckpt-1")
+    save_selector("ckpt-1", shots=[1])
     client = TrainerClient("http://testserver")
     client._http = api  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(Conflict, match="no evaluation of ckpt-1 on split 'val' of toy"):
@@ -83,7 +83,7 @@ def test_what_is_refused_says_why_and_is_served_by_an_override_alone(
 
 
 def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
-    old, new = save_selector("ckpt-old"), save_selector("ckpt-new")
+    old, new = save_selector("ckpt-old", shots=[1]), save_selector("ckpt-new", shots=[1])
     evaluated(data, jobs, {"ckpt-new": 1.0})
     promote(data, "production", old.checkpoint_id, by="me", reason="first")
     with pytest.raises(GateRefused, match="ckpt-old is served now and not in evaluation"):
@@ -103,7 +103,7 @@ def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore, save_
 
 
 def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
-    info = save_selector("ckpt-1")
+    info = save_selector("ckpt-1", shots=[1])
     first = evaluated(data, jobs, {"ckpt-1": 1.0})
     evaluated(data, jobs, {"ckpt-1": 0.25})
     with pytest.raises(GateRefused, match="is not shown to be better"):
@@ -124,14 +124,14 @@ def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs
 def test_an_evaluation_that_cannot_speak_for_it(
     data: DataRoot, jobs: JobStore, result: dict[str, Any], words: str, save_selector: Any
 ) -> None:
-    info = save_selector("ckpt-1")
+    info = save_selector("ckpt-1", shots=[1])
     evaluated(data, jobs, {"ckpt-1": 1.0}, **result)
     with pytest.raises(LeverPlusError, match=words):
         judge(data, jobs, info, alias="production", evaluation=None)
 
 
 def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
-    info = save_selector("ckpt-1")
+    info = save_selector("ckpt-1", shots=[1])
     missing = [{"system": "best-fixed", "shots": None, "reason": "none"}]
     evaluated(data, jobs, {"ckpt-1": 1.0}, baselines=["zero-shot", *BASELINES[3:], "random"], unavailable=missing)
     gate = judge(data, jobs, info, alias="production", evaluation=None)
@@ -140,7 +140,7 @@ def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: J
 
 
 def test_other_splits_shots_and_deleted_runs(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
-    info = save_selector("ckpt-1")
+    info = save_selector("ckpt-1", shots=[1])
     evaluated(data, jobs, {"ckpt-1": 1.0}, split="train")
     with pytest.raises(GateRefused, match="no evaluation of ckpt-1 on split 'val'"):
         judge(data, jobs, info, alias="production", evaluation=None)

@@ -66,6 +66,14 @@ def data_root(data: Path) -> DataRoot:
     return DataRoot(data.resolve())
 
 
+def require_folder(target: Path) -> None:
+    """NotFound where the file `target` would be the first thing in its folder: a mistyped path makes none."""
+    from leverplus.errors import NotFound
+
+    if not target.parent.is_dir():
+        raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
+
+
 def open_dataset(data: Path, name: str) -> Dataset:
     from leverplus.dataset import Dataset
 
