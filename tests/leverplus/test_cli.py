@@ -75,12 +75,13 @@ def record(query_id: int, *candidates: Candidate, pool: tuple[int, ...] = (0, 1,
 
 
 class Listener:
-    """A service's place on this machine: answers every request with `answer`, and keeps the paths and bodies that it was sent."""
+    """A service's place on this machine: answers every request with `answer`, and keeps what it was sent."""
 
     def __init__(self, answer: Any) -> None:
         self.paths: list[str] = []
         self.bodies: list[Any] = []
-        paths, bodies = self.paths, self.bodies
+        self.authorizations: list[str | None] = []
+        paths, bodies, authorizations = self.paths, self.bodies, self.authorizations
 
         class Handler(BaseHTTPRequestHandler):
             def do_DELETE(self) -> None:
@@ -93,6 +94,7 @@ class Listener:
 
             def do_GET(self) -> None:
                 paths.append(self.path)
+                authorizations.append(self.headers["Authorization"])
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(json.dumps(answer).encode())
@@ -654,6 +656,18 @@ def test_doctor_of_a_folder_that_nothing_runs_on_and_of_one_whose_launcher_was_k
     [(state, told)] = found()
     assert state == "WRONG"
     assert f"{path}: not readable" in told
+
+
+def test_services_are_asked_with_the_key(tmp_path: Path) -> None:
+    trainer = Listener({"jobs": []})
+    try:
+        url = {"LEVERPLUS_TRAINER_URL": trainer.url}
+        for options, variables in (([], {"LEVERPLUS_KEY": "mine"}), (["--key", "told"], {}), ([], {"LEVERPLUS_KEY": ""})):
+            answer = leverplus(*options, "jobs", "list", data=tmp_path, **url, **variables)
+            assert answer.returncode == 0, answer.stderr
+    finally:
+        trainer.close()
+    assert trainer.authorizations == ["Bearer mine", "Bearer told", None]
 
 
 def test_a_roll_back_says_what_was_served_and_what_is_now(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ ServiceKey = Annotated[
     ),
 ]
 """Of `leverplus` itself, before the command."""
+given_key: ContextVar[str | None] = ContextVar("given_key", default=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how large it is, delete nothing.")]
@@ -117,8 +118,7 @@ def scorer_count(scorers: str) -> int | None:
 
 def service_key() -> str | None:
     """The key to ask services with; empty counts as unset."""
-    context = click.get_current_context(silent=True)
-    return (context.find_root().obj or None) if context is not None else None
+    return given_key.get() or None
 
 
 def require_scorer_key() -> None:
