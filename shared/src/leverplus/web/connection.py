@@ -39,7 +39,7 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         asked = self.cycle
-        if asked is None or asked.scope is not self.scope:
+        if not asked or asked.scope is not self.scope:  # none at first, whatever its type says
             self._await_headers(len(data))
         elif self._headers_due is not None:
             self._forget_headers()
