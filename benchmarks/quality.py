@@ -112,7 +112,7 @@ def run(job: Run) -> dict[str, Any]:
     for number, proposed in enumerate((job.system.first, *job.system.rounds)):
         request = GenerateRequest(dataset="invented-words", **proposed, seed=job.seed if number else 0)
         proposals = propose(selector, material.embeddings, material.pools, query_ids, request)
-        data.append(scored(proposals, table, material, at_most=job.at_most, seed=job.seed))
+        data.append(scored(proposals, table, material, at_most=job.at_most, seed=job.seed, info_score=job.system.info_score))
         selector = trained(job.system, data, material, job.seed)
         judged = chosen(selector, job.split, material, job.system.judged_at)
         calls = len({(record.query_id, one.pointer) for part in data for record in part.records for one in record.candidates})
@@ -164,12 +164,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="systems whose names contain one of these")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the VLM, where it is asked itself")
     parser.add_argument("--out", type=Path, help="JSON file")
     arguments = parser.parse_args()
 
     torch.set_num_threads(1)
     at_start = machine()
-    material = open_material(arguments.data)
+    material = open_material(arguments.data, arguments.device)
     _MATERIAL.append(material)
     jobs = [
         Run(table, name, system, seed, queries, at_most, arguments.split)

@@ -1,11 +1,12 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json --out FILE.png
+python benchmarks/quality_curves.py benchmarks/results/quality_val_{data,rounds}*.json --out FILE.png
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +16,31 @@ import orjson
 from quality import unpacked
 
 
-def closed(result: dict[str, Any]) -> dict[tuple[str, int, int], list[list[tuple[int, float]]]]:
+def closed(results: Sequence[dict[str, Any]], table: str) -> dict[tuple[str, int, int], list[list[tuple[int, float]]]]:
     """By system, queries and candidates a query: for each seed (VLM calls, share closed in percent) after every round."""
-    low, high = (np.mean(result["references"][name]) for name in ("random", "oracle"))
     found: dict[tuple[str, int, int], list[list[tuple[int, float]]]] = {}
-    for run in result["runs"]:
-        rows = [
-            (row["vlm_calls"], float(100 * (unpacked(row["accuracies"]["2"]).mean() - low) / (high - low))) for row in run["rows"]
-        ]
-        found.setdefault((run["system"], run["queries"], 2 * (run["at_most"] or 0)), []).append(rows)
+    for result in results:
+        low, high = (np.mean(result["references"][name]) for name in ("random", "oracle"))
+        for run in result["runs"]:
+            if run["table"] != table:
+                continue
+            shares = [100 * (unpacked(row["accuracies"]["2"]).mean() - low) / (high - low) for row in run["rows"]]
+            rows = [(row["vlm_calls"], float(share)) for row, share in zip(run["rows"], shares, strict=True)]
+            found.setdefault((run["system"], run["queries"], 2 * (run["at_most"] or 0)), []).append(rows)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("rounds", type=Path)
+    parser.add_argument("results", type=Path, nargs="+", help="of the tables data and rounds")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    results = [orjson.loads(path.read_bytes()) for path in arguments.results]
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    data = closed(orjson.loads(arguments.data.read_bytes()))
+    data = closed(results, "data")
     for system, style in (("v5, RCE", "-"), ("v5, answers, RCE", "--")):
         for candidates in (4, 8, 16, 32):
             cells = sorted(
@@ -61,12 +64,16 @@ def main() -> None:
     left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
     left.minorticks_off()
     left.legend(fontsize=6)
-    for (system, queries, _), runs in closed(orjson.loads(arguments.rounds.read_bytes())).items():
+    for number, ((system, queries, _), runs) in enumerate(closed(results, "rounds").items()):
         for rows in runs:
             right.plot([calls / 1000 for calls, _ in rows], [share for _, share in rows], color="0.7", linewidth=0.8)
         mean = np.mean(runs, axis=0)
         right.plot(
-            mean[:, 0] / 1000, mean[:, 1], marker=".", color="C0", label=f"{system}, {queries:,} queries, mean and each seed"
+            mean[:, 0] / 1000,
+            mean[:, 1],
+            marker=".",
+            color=f"C{number}",
+            label=f"{system}, {queries:,} queries, mean and each seed",
         )
     right.set(xlabel="VLM calls (thousands)", title="Rounds")
     right.legend(fontsize=6)

@@ -40,6 +40,8 @@ class System:
     """Whose checkpoint is judged; None: the one that the run recommends."""
     judged_at: tuple[int, ...] = (1, 2)
     """Shots. Beyond two the VLM itself is asked, and the dataset's images are needed."""
+    info_score: bool = False
+    """Whether candidates get one, asked of the VLM itself."""
 
 
 BASELINES: dict[str, System] = {
@@ -66,7 +68,7 @@ Row = tuple[str, System, int, int | None]
 def reward_grid() -> list[Row]:
     """configs/reward-grid.toml and correctness or accuracy alone, on two selectors that see nothing but rewards.
 
-    "separated" is left out: its rewards are those of hard_plus_soft_v2. So is hybrid: the table holds no InfoScore.
+    "separated" is left out: its rewards are those of hard_plus_soft_v2. hybrid has a table of its own.
     """
     axes = tomllib.loads((ROOT / "configs" / "reward-grid.toml").read_text())["axes"]
     cells = [
@@ -84,6 +86,24 @@ def reward_grid() -> list[Row]:
                 weighed = "" if mode in ("hard_only", "soft_only") else f" {hard:g}:{soft:g}"
                 name = f"{base}, {mode}{weighed}, {'raw' if raw else 'z-scored'}"
                 rows.append((name, replace(system, config=config), 2_000, None))
+    return rows
+
+
+def info_scores() -> list[Row]:
+    """What is right, what makes the query's own answer likelier, and both."""
+    rewards: dict[str, dict[str, Any]] = {
+        "correctness and accuracy": {"mode": "hard_plus_soft"},
+        "correctness": {"mode": "hard_only"},
+        "InfoScore": {"mode": "hybrid", "alpha": 1.0},
+        "hybrid": {"mode": "hybrid", "alpha": 0.5},
+    }
+    rows: list[Row] = []
+    for base, system in (("v5", OURS_ALL["v5, RCE"]), ("v3", BASELINES["v3, RCE z-scored"])):
+        for name, reward in rewards.items():
+            for raw in (False, True):
+                config = {**system.config, "reward": reward, "rce_use_raw_reward": raw}
+                made = replace(system, config=config, info_score=reward["mode"] == "hybrid")
+                rows.append((f"{base}, {name}, {'raw' if raw else 'z-scored'}", made, 1_000, None))
     return rows
 
 
@@ -115,14 +135,24 @@ def data_curves() -> list[Row]:
 
 def online_rounds() -> list[Row]:
     """Six rounds of what the selector trained so far proposes, trained on all that was scored."""
-    system = OURS_ALL["v5, RCE"]
-    return [("v5, RCE", replace(system, rounds=(AGAIN,) * 6), 1_000, None)]
+    return [(name, replace(OURS_ALL[name], rounds=(AGAIN,) * 6), 1_000, None) for name in ("v5, RCE", "v5, answers, RCE")]
+
+
+def grpo_after_rce() -> list[Row]:
+    """Three epochs of GRPO's safe form from RCE's best, and RCE's best itself, on the reward that none beats."""
+    rows: list[Row] = []
+    for base, system in (("v5", OURS_ALL["v5, RCE"]), ("v3", BASELINES["v3, RCE z-scored"])):
+        config = {**system.config, "grpo_epochs": 3}
+        rows += [(f"{base}, {phase}", replace(system, config=config, phase=phase), 2_000, None) for phase in ("rce", "grpo")]
+    return rows
 
 
 TABLES: dict[str, list[Row]] = {
     "main": [(name, system, QUERIES, None) for name, system in {**OURS_ALL, **BASELINES}.items()],
     "rewards": reward_grid(),
+    "info": info_scores(),
     "shots": shots_trained_on(),
     "data": data_curves(),
     "rounds": online_rounds(),
+    "grpo": grpo_after_rce(),
 }

@@ -44,7 +44,7 @@ class Material:
     tables: Mapping[str, RewardTable]
     structures: Sequence[Structure]
     live: LiveRewards
-    """For pointers longer than the table's."""
+    """For pointers longer than the table's, and for InfoScores."""
 
     @property
     def dataset(self) -> Dataset:
@@ -56,24 +56,32 @@ class Material:
         return self.pools.embeddings
 
 
-def open_material(data: Path) -> Material:
+def open_material(data: Path, device: str = "cpu") -> Material:
+    """`device`: of the VLM, where it is asked."""
     root = DataRoot(data)
     dataset = Dataset.open(root.dataset("invented-words"))
     embeddings = Embeddings.open(root.embeddings("invented-words"), dataset)
     tables = {split: RewardTable.open(ROOT / "assets" / "reward-table", split) for split in ("train", "val", "test")}
     pools = Pools(dataset, embeddings, PoolPolicy.from_json(tables["val"].header["pool"]["policy"]))
-    return Material(pools, tables, read_structures(root.dataset("invented-words")), LiveRewards(dataset))
+    return Material(pools, tables, read_structures(root.dataset("invented-words")), LiveRewards(dataset, device))
 
 
 def scored(
-    proposals: Iterable[Proposal], table: RewardTable, material: Material, *, at_most: int | None = None, seed: int = 0
+    proposals: Iterable[Proposal],
+    table: RewardTable,
+    material: Material,
+    *,
+    at_most: int | None = None,
+    seed: int = 0,
+    info_score: bool = False,
 ) -> RlData:
     """The proposals with the table's rewards, and the VLM's own beyond two shots; of each query's candidates `at_most`, drawn at
-    random."""
+    random. `info_score`: asked of the VLM too."""
     kept = [(proposal, _kept(proposal, at_most, seed)) for proposal in proposals]
-    material.live.ask(
-        (proposal.query_id, one.pointer) for proposal, candidates in kept for one in candidates if len(one.pointer) > LONGEST
-    )
+    pointers = [(proposal.query_id, one.pointer) for proposal, candidates in kept for one in candidates]
+    material.live.ask((query_id, pointer) for query_id, pointer in pointers if len(pointer) > LONGEST)
+    if info_score:
+        material.live.weigh((query_id, pointer) for query_id, pointer in pointers if pointer)
     records: list[QueryRecord] = []
     for proposal, candidates in kept:
         place = {item_id: position for position, item_id in enumerate(proposal.pool)}
@@ -83,9 +91,12 @@ def scored(
                 return material.live.reward(query_id, pointer)
             return table.reward(query_id, [place[item_id] for item_id in pointer])
 
+        def info(pointer: tuple[ItemId, ...], query_id: ItemId = proposal.query_id) -> float | None:
+            return material.live.info_score(query_id, pointer) if info_score and pointer else None
+
         rewards = [reward(one.pointer) for one in candidates]
         judged = tuple(
-            replace(one, vqa_correct=int(value > 0), vqa_acc_score=value, vqa_eval_mode="file")
+            replace(one, vqa_correct=int(value > 0), vqa_acc_score=value, vqa_eval_mode="file", info_score=info(one.pointer))
             for one, value in zip(candidates, rewards, strict=True)
         )
         records.append(QueryRecord(proposal.query_id, {}, proposal.pool, judged))
