@@ -102,6 +102,28 @@ def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore, save_
         promote(data, "production", "ckpt-old", by="me", reason="", gate={**gate, "incumbent": None})
 
 
+def test_a_damaged_deployment_holds_up_its_own_alias_until_an_override(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    save_selector("ckpt-1", shots=[1])
+    evaluated(data, jobs, {"ckpt-1": 1.0})
+    data.deployment("production").parent.mkdir()
+    data.deployment("production").write_text('{"alias": "production"}')
+    refused = [
+        api.post("/checkpoints/ckpt-1/promote", json={"by": "me"}),
+        api.post("/deployments/production/rollback", json={"by": "me"}),
+    ]
+    for answer in refused:
+        assert answer.status_code == 422
+        assert "not a deployment: checkpoint_id is missing; promote a checkpoint with an override" in answer.json()["detail"]
+    # What another alias serves is known.
+    assert api.post("/checkpoints/ckpt-1/promote", json={"by": "me", "alias": "staging"}).status_code == 200
+    served = api.post("/checkpoints/ckpt-1/promote", json={"by": "me", "override": True, "reason": "it was damaged"})
+    assert (served.status_code, served.json()["predecessor"]) == (200, None)
+    assert read_deployment(data, "production").reason == "it was damaged"
+    assert data.path.joinpath("deployments", "production.json.broken").read_text() == '{"alias": "production"}'
+
+
 def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
     info = save_selector("ckpt-1", shots=[1])
     first = evaluated(data, jobs, {"ckpt-1": 1.0})
