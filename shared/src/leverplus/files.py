@@ -44,7 +44,7 @@ def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO
         temporary.replace(path)
     except BaseException as exc:
         temporary.unlink(missing_ok=True)
-        _name_file(exc, path)
+        name_file(exc, path)
         raise
     _sync_folder(path.parent)
 
@@ -66,12 +66,12 @@ def atomic_folder(path: Path, *, fence: Fence | None = None) -> Generator[Path]:
         temporary.rename(path)
     except BaseException as exc:
         remove_folder(temporary)
-        _name_file(exc, path)
+        name_file(exc, path)
         raise
     _sync_folder(path.parent)
 
 
-def _name_file(error: BaseException, path: Path) -> None:
+def name_file(error: BaseException, path: Path) -> None:
     """A failing write does not say to which file: a full disk is then reported with the path that was being made."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
