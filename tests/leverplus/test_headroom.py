@@ -20,9 +20,15 @@ def test_the_choice_of_one_half_is_judged_by_the_other_by_hand() -> None:
     # A half that holds both lets nothing be learned of the other two, which are both wrong; cut apart, item 1 is found.
     assert 0.5 < found.chosen < 1.0
     assert split_choice([(1,), (2,), (3,)], np.ones(3), query_id=0) is None
-    alike = split_choice([(1,), (2,), (3,), (4,)], np.full(4, 0.3), query_id=0)
+    alike = split_choice([(1, 2), (2, 3), (3, 4), (4, 1)], np.full(4, 0.3), query_id=0)
     assert alike is not None
     assert (alike.chosen, alike.any_candidate) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def test_candidates_that_share_no_item_teach_nothing_of_each_other() -> None:
+    # At one shot every candidate is another item: what one half shows is never in the other.
+    assert split_choice([(1,), (2,), (3,), (4,)], np.array([1.0, 0.0, 0.0, 0.0]), query_id=0) is None
+    assert split_choice([(1, 2), (3, 4), (5, 6), (7, 8)], np.array([1.0, 0.0, 0.0, 0.0]), query_id=0) is None
 
 
 def test_luck_raises_the_oracle_and_not_the_split_choice() -> None:

@@ -49,7 +49,14 @@ def make(data: DataRoot, checkpoint_id: str, **fields: Any) -> CheckpointInfo:
 
 
 def evaluated(
-    data: DataRoot, jobs: JobStore, worth: dict[str, float], *, of_baselines: float = 0.25, split: str = "val", **result: Any
+    data: DataRoot,
+    jobs: JobStore,
+    worth: dict[str, float],
+    *,
+    of_baselines: float = 0.25,
+    split: str = "val",
+    shots: tuple[int, ...] = (0, 1),
+    **result: Any,
 ) -> str:
     """A finished evaluation of these checkpoints: each right for that share of 12 queries of 12 images."""
     dataset = Dataset.open(data.dataset("toy"))
@@ -59,7 +66,7 @@ def evaluated(
     for contender, share in contenders:
         measured.accuracies[contender] = [[float(row < share * ROWS)] for row in range(ROWS)]
         measured.pointers[contender] = [((ItemId(0),),)] * ROWS
-    config = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth)).model_dump(mode="json")
+    config = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth), shots=list(shots)).model_dump(mode="json")
     job = jobs.create("evaluate", config)
     lease = jobs.claim(job.id, "test")
     assert lease is not None
@@ -153,6 +160,14 @@ def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: J
     gate = judge(data, jobs, info, alias="production", evaluation=None)
     assert gate["unavailable"] == missing
     assert "best-fixed" not in {one["baseline"] for one in gate["comparisons"]}
+
+
+def test_a_baseline_that_the_evaluation_did_not_ask_for_is_not_one_that_cannot_be_had(data: DataRoot, jobs: JobStore) -> None:
+    info = make(data, "ckpt-1")
+    missing = [{"system": "zero-shot", "shots": None, "reason": "0 is not among the numbers of shots"}]
+    job_id = evaluated(data, jobs, {"ckpt-1": 1.0}, shots=(1,), baselines=[*BASELINES[1:]], unavailable=missing)
+    with pytest.raises(GateRefused, match=f"evaluation {job_id} has no zero-shot, .* evaluate ckpt-1 at 0 shots too"):
+        judge(data, jobs, info, alias="production", evaluation=None)
 
 
 def test_other_splits_shots_and_deleted_runs(data: DataRoot, jobs: JobStore) -> None:

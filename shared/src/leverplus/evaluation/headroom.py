@@ -36,7 +36,8 @@ class SplitChoice:
 
 
 def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query_id: int, seed: int = 0) -> SplitChoice | None:
-    """Over 16 random cuts, each half judged once by the other. None for fewer than four candidates.
+    """Over 16 random cuts, each half judged once by the other. None for fewer than four candidates, and where no two of them
+    share an item, as at one shot: one half then says nothing of the other, whatever the items are worth.
 
     An item's worth: the sum of what the candidates showing it have above their half's mean, over their number plus one. The
     choice: the largest sum of worths; candidates that are equally good are averaged.
@@ -48,6 +49,8 @@ def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query
     shows = np.zeros((len(pointers), len(items)))
     for row, pointer in enumerate(pointers):
         shows[row, [place[item] for item in pointer]] = 1.0
+    if (shows.sum(axis=0) < 2).all():
+        return None
     generator = np.random.default_rng(derive_seed("split candidates", seed, query_id) % 2**64)
     chosen: list[float] = []
     judged_means: list[float] = []
@@ -78,7 +81,7 @@ class Headroom:
 
     `oracle_gain`: ORACLE less the best baseline, lucky hits included: an upper bound. `learnable`: SPLIT less ANY, which is
     free of luck: above 0 it shows that the scores tell good demonstrations from bad ones. None where too few queries have four
-    candidates. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the largest paired
+    candidates that share items. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the largest paired
     variance found here, or that of a gain on no more queries than it takes, where this is larger. `verdict`: "none" where even
     the oracle gains less than a point, "shown" where `learnable` is above 0, else "not shown".
     """
