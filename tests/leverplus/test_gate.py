@@ -81,7 +81,7 @@ def test_what_cannot_be_judged() -> None:
 
 def test_so_few_images_that_chance_could_be_right_on_all_of_them_are_refused() -> None:
     # A bootstrap of two images that are both gained on has no draw without a gain, and one coin in four falls so.
-    with pytest.raises(InvalidInput, match="2 images are too few to judge 1 comparison.*once in 4"):
+    with pytest.raises(InvalidInput, match=r"2 images are too few to judge 1 comparison.*once in 4"):
         run_gate({1: np.ones(2)}, {"random": {1: np.zeros(2)}}, ["a", "b"])
     # 2.5 % over two comparisons is 1 in 80: six images reach 1 in 64, seven 1 in 128.
     baselines = {"zero-shot": {0: np.zeros(7)}, "random": {1: np.zeros(7)}}

@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from leverplus.errors import InvalidInput
 from leverplus.evaluation.headroom import ANY, ORACLE, SPLIT, SplitChoice, find_headroom, split_choice
 
 IMAGES = [str(number) for number in range(150)]
@@ -70,11 +71,22 @@ def test_items_that_tell_are_found() -> None:
 
 
 def test_nothing_to_gain_and_how_many_queries_would_show_it() -> None:
-    right = np.ones(150)
-    headroom = find_headroom(1, {"zero-shot": right, "random": right}, right, [None] * 150, 3, IMAGES, draws=200)
+    right, images = np.ones(300), [str(number // 2) for number in range(300)]
+    headroom = find_headroom(1, {"zero-shot": right, "random": right}, right, [None] * 300, 3, images, draws=200)
     assert (headroom.verdict, headroom.learnable, headroom.split_gain) == ("none", None, None)
     # No query differs, yet a gain of 10 points changes one in ten: 7.85 · 0.09 / 0.01 = 70.6 queries.
     assert headroom.queries_needed == {"0.01": 778, "0.02": 385, "0.05": 150, "0.1": 71}
+
+
+def test_few_queries_without_a_gain_do_not_show_that_there_is_none() -> None:
+    # Of 150 queries without a gain 3 / 150 = 2 points could have one.
+    right = np.ones(150)
+    assert find_headroom(1, {"zero-shot": right}, right, [None] * 150, 3, IMAGES, draws=200).verdict == "not shown"
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    with pytest.raises(InvalidInput, match="1 image says nothing about others"):
+        find_headroom(1, {"zero-shot": np.ones(2)}, np.ones(2), [None] * 2, 3, ["a", "a"])
 
 
 def test_queries_without_a_split_choice_are_left_out_of_it() -> None:

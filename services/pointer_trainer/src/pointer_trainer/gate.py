@@ -85,7 +85,8 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
         raise GateRefused(f"evaluation {job.id} left out {', '.join(left_out)}: evaluate {name} with every baseline", gate=None)
     if ZERO_SHOT not in result["baselines"] and 0 not in job.config["shots"]:
         raise GateRefused(
-            f"evaluation {job.id} has no {ZERO_SHOT}, its numbers of shots are {job.config['shots']}: evaluate {name} at 0 shots too",
+            f"evaluation {job.id} has no {ZERO_SHOT}, its numbers of shots are {job.config['shots']}: evaluate {name} at 0 shots "
+            "too",
             gate=None,
         )
     if count := result["trained_on"].get(name):

@@ -72,8 +72,8 @@ def run_gate(
 
     Accuracies are [n] in the order of `image_ids`, by number of shots. A baseline that has no such number of shots stands with
     the one that it has (zero-shot). Holm is over the baselines at one number of shots; every number of shots must pass.
-    InvalidInput for fewer than two images, or where nothing is compared at some number of shots, or where the images are so few
-    that a gain on each of them is more likely by chance than Holm's strictest level: a bootstrap never draws what it has not seen.
+    InvalidInput for fewer than two images, where nothing is compared at some number of shots, or where the images are so few that
+    a gain on each of them is more likely by chance than Holm's strictest level: a bootstrap draws only what was seen.
     """
     images = Clusters.of(image_ids)
     if len(images) < 2:

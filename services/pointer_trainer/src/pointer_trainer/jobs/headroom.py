@@ -180,8 +180,8 @@ _VERDICTS = {
 
 
 _UNKNOWN = (
-    "Not known: the best scored pointers are {oracle:+.1f} points above {best}, and too few queries have four candidates that share "
-    "demonstrations to tell how much of it is luck (at one shot none have: score more of them at two)."
+    "Not known: the best scored pointers are {oracle:+.1f} points above {best}, and too few queries have four candidates that "
+    "share demonstrations to tell whether it is luck. At one shot none do: score pointers of two."
 )
 
 
