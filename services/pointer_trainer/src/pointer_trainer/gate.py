@@ -89,6 +89,11 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
             "too",
             gate=None,
         )
+    if (beam := job.config["beam"]) != 1:
+        raise GateRefused(
+            f"evaluation {job.id} chose with beam {beam}, a selection is made with 1 by default: evaluate {name} with beam 1",
+            gate=None,
+        )
     if count := result["trained_on"].get(name):
         raise GateRefused(
             f"{name} was trained on {count} of the queries of evaluation {job.id}: they say nothing of others", gate=None
