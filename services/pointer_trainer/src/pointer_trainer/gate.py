@@ -7,7 +7,7 @@ from typing import Any
 
 from leverplus.checkpoints import CheckpointInfo
 from leverplus.data_root import DataRoot
-from leverplus.deployments import list_deployments
+from leverplus.deployments import read_deployment
 from leverplus.errors import Conflict
 from leverplus.evaluation.gate import Gate, run_gate
 from leverplus.store import Job, JobStore
@@ -102,8 +102,10 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
 
 def _incumbent(root: DataRoot, alias: str, name: str) -> str | None:
     """The other checkpoint that the alias serves now."""
-    current = next((deployment for deployment in list_deployments(root) if deployment.alias == alias), None)
-    return None if current is None or current.checkpoint_id == name else current.checkpoint_id
+    if not root.deployment(alias).is_file():
+        return None
+    current = read_deployment(root, alias)
+    return None if current.checkpoint_id == name else current.checkpoint_id
 
 
 def _compared(
