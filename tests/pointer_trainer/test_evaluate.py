@@ -160,6 +160,9 @@ def test_opening_test_is_recorded_once_a_job_and_told_afterwards(run: Any, score
     assert len(read_openings(data, "toy")) == 2
     assert list(list_openings(data)) == ["toy"]
     assert opened_note([]) == "Its test split has not been opened."
+    # A name is any text, and the note one line of a report in which a line that begins with a bar is a table's.
+    several_lines = read_openings(data, "toy")[-1].model_copy(update={"by": "me\n| v9 | 99.9 |\n"})
+    assert f"opened once, last by me | v9 | 99.9 | on {several_lines.at[:16]} UTC" in opened_note([several_lines])
 
 
 def test_checkpoints_are_listed_with_the_openings(run: Any, data_with_test: DataRoot, settings: TrainerSettings) -> None:

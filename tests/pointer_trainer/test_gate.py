@@ -27,7 +27,15 @@ ROWS = 12
 
 
 def evaluated(
-    data: DataRoot, jobs: JobStore, worth: dict[str, float], *, of_baselines: float = 0.25, split: str = "val", **result: Any
+    data: DataRoot,
+    jobs: JobStore,
+    worth: dict[str, float],
+    *,
+    of_baselines: float = 0.25,
+    split: str = "val",
+    shots: tuple[int, ...] = (0, 1),
+    beam: int = 1,
+    **result: Any,
 ) -> str:
     """A finished evaluation of these checkpoints: each right for that share of 12 queries of 12 images."""
     dataset = Dataset.open(data.dataset("toy"))
@@ -37,8 +45,8 @@ def evaluated(
     for contender, share in contenders:
         measured.accuracies[contender] = [[float(row < share * ROWS)] for row in range(ROWS)]
         measured.pointers[contender] = [((ItemId(0),),)] * ROWS
-    config = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth)).model_dump(mode="json")
-    job = jobs.create("evaluate", config)
+    request = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth), shots=list(shots), beam=beam)
+    job = jobs.create("evaluate", request.model_dump(mode="json"))
     lease = jobs.claim(job.id, "test")
     assert lease is not None
     kept = {
@@ -159,6 +167,25 @@ def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: J
     gate = judge(data, jobs, info, alias="production", evaluation=None)
     assert gate["unavailable"] == missing
     assert "best-fixed" not in {one["baseline"] for one in gate["comparisons"]}
+
+
+def test_a_baseline_that_the_evaluation_did_not_ask_for_is_not_one_that_cannot_be_had(
+    data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    info = save_selector("ckpt-1", shots=[1])
+    missing = [{"system": "zero-shot", "shots": None, "reason": "0 is not among the numbers of shots"}]
+    job_id = evaluated(data, jobs, {"ckpt-1": 1.0}, shots=(1,), baselines=[*BASELINES[1:]], unavailable=missing)
+    with pytest.raises(GateRefused, match=f"evaluation {job_id} has no zero-shot, .* evaluate ckpt-1 at 0 shots too"):
+        judge(data, jobs, info, alias="production", evaluation=None)
+
+
+def test_an_evaluation_by_a_beam_does_not_speak_for_what_is_served_without_one(
+    data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    info = save_selector("ckpt-1", shots=[1])
+    job_id = evaluated(data, jobs, {"ckpt-1": 1.0}, beam=4)
+    with pytest.raises(GateRefused, match=f"evaluation {job_id} chose with beam 4, a selection is made with 1 by default"):
+        judge(data, jobs, info, alias="production", evaluation=None)
 
 
 def test_other_splits_shots_and_deleted_runs(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:

@@ -14,6 +14,7 @@ from leverplus.store import Job, JobStore
 from pointer_trainer.jobs import EVALUATE
 from pointer_trainer.per_query import PerQuery, read_per_query
 from pointer_trainer.requests import BASELINES
+from pointer_trainer.systems import ZERO_SHOT
 
 SPLIT = "val"
 _NEWEST = 1000
@@ -82,6 +83,17 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
     known = {one["system"] for one in result["unavailable"]}
     if left_out := [baseline for baseline in BASELINES if baseline not in result["baselines"] and baseline not in known]:
         raise GateRefused(f"evaluation {job.id} left out {', '.join(left_out)}: evaluate {name} with every baseline", gate=None)
+    if ZERO_SHOT not in result["baselines"] and 0 not in job.config["shots"]:
+        raise GateRefused(
+            f"evaluation {job.id} has no {ZERO_SHOT}, its numbers of shots are {job.config['shots']}: evaluate {name} at 0 shots "
+            "too",
+            gate=None,
+        )
+    if (beam := job.config["beam"]) != 1:
+        raise GateRefused(
+            f"evaluation {job.id} chose with beam {beam}, a selection is made with 1 by default: evaluate {name} with beam 1",
+            gate=None,
+        )
     if count := result["trained_on"].get(name):
         raise GateRefused(
             f"{name} was trained on {count} of the queries of evaluation {job.id}: they say nothing of others", gate=None
