@@ -28,6 +28,8 @@ REFERENCE_TRAINING: dict[str, Any] = {"rce_epochs": 10, "rce_lr": 1e-3}
 
 OURS: dict[str, Any] = tomllib.loads((ROOT / "configs" / "answers-then-rce.toml").read_text())
 
+ARCHITECTURE = ("num_layers", "query_mlp", "state_update", "dropout")
+
 
 @dataclass(frozen=True)
 class System:
@@ -147,6 +149,22 @@ def grpo_after_rce() -> list[Row]:
     return rows
 
 
+def one_file() -> list[Row]:
+    """One training on one file, as a user's first is: what generation proposes by default, and no second round."""
+    ours = OURS_ALL["v5, RCE"].config
+    systems = {
+        "no config": System({}),
+        "v3, RCE": BASELINES["v3, RCE z-scored"],
+        "v5 by the recipe of v3, RCE": System({**REFERENCE_TRAINING, **{name: OURS[name] for name in ARCHITECTURE}}),
+        "v5, RCE": System(ours),
+        "v5, RCE, flat groups kept": System({**ours, "drop_flat_groups": False}),
+        "v5, answers": System(OURS, phase="answers"),
+        "v5, answers, RCE": System(OURS, phase="rce"),
+        "v5, answers, RCE: recommended": System(OURS),
+    }
+    return [(name, system, 1_000, None) for name, system in systems.items()]
+
+
 TABLES: dict[str, list[Row]] = {
     "main": [(name, system, QUERIES, None) for name, system in {**OURS_ALL, **BASELINES}.items()],
     "rewards": reward_grid(),
@@ -155,4 +173,5 @@ TABLES: dict[str, list[Row]] = {
     "data": data_curves(),
     "rounds": online_rounds(),
     "grpo": grpo_after_rce(),
+    "one-file": one_file(),
 }

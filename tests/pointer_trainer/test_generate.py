@@ -456,12 +456,16 @@ def test_a_job_with_grpo_names_both_checkpoints_and_the_recommended_one(run: Any
     assert trained["checkpoints"] == {"rce": "ckpt-t", "grpo": "ckpt-t-grpo"}
     assert trained["checkpoint_id"] in trained["checkpoints"].values()
     assert trained["metrics"]["recommended"]
+    found = trained["recommendation"]
+    assert trained["checkpoints"][found["phase"]] == trained["checkpoint_id"]
+    assert found["phases"]["grpo"]["over"] == "rce"
+    assert found["reason"].startswith("grpo gains ")
     assert trained["curves"] == ["training_curve.png", "training_curve_grpo.png"]
     assert train_selector(run.context(body, job_id="job-t")) == trained
     # Killed between the two: the first phase's comes last, and without it the run is made again.
     remove_folder(data.checkpoint("ckpt-t"))
     again = train_selector(run.context(body, job_id="job-t"))
-    assert (again["checkpoints"], again["metrics"]) == (trained["checkpoints"], trained["metrics"])
+    assert again == trained
     assert {phase for phase, _, _, _ in run.reports} >= {"rce", "grpo"}
 
 

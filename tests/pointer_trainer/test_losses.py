@@ -57,6 +57,7 @@ def test_rce_by_hand():
     outputs = losses.rce_loss(logp, rewards, mask, 1.0)
     assert outputs.loss.item() == pytest.approx(1.75)
     assert outputs.metrics["groups"] == 2
+    assert losses.reward_cross_entropy(logp, rewards, mask, 1.0).tolist() == pytest.approx([1.5, 2.0])
 
 
 def test_rce_does_not_count_empty_groups():

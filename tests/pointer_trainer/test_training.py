@@ -440,7 +440,16 @@ def test_grpo_starts_from_the_best_epoch_before_it_and_has_its_own_checkpoint(
     assert (of_rce.metrics["phase"], of_grpo.metrics["phase"]) == ("rce", "grpo")
     changed = {name for name in rce if not np.array_equal(rce[name], grpo[name])}
     assert changed == {"query_proj.weight", "cand_proj.weight"}
-    better = of_grpo.metrics["held_out_expected_reward"] > of_rce.metrics["held_out_expected_reward"]
+    found = result.recommendation
+    for phase, info in (("rce", of_rce), ("grpo", of_grpo)):
+        assert found.phases[phase].mean == pytest.approx(info.metrics["held_out_expected_reward"], abs=1e-6)
+        assert info.metrics["recommendation"] == found.to_json()
+    # The last 16 of 80 queries, two of an image.
+    assert (found.queries, found.images, found.measure) == (16, 8, "held_out_expected_reward")
+    low = found.phases["grpo"].low
+    assert low is not None
+    better = low > 0
+    assert found.phase == ("grpo" if better else "rce")
     assert (of_rce.metrics["recommended"], of_grpo.metrics["recommended"]) == (not better, better)
     assert result.checkpoint_id == ("ckpt-1-grpo" if better else "ckpt-1")
     assert sorted(path.name for path in (tmp_path / "run").glob("*.png")) == ["training_curve.png", "training_curve_grpo.png"]
@@ -479,7 +488,10 @@ def test_grpo_that_does_not_help_stops_and_is_not_recommended(world: World, tmp_
     assert rows[1]["held_out_expected_reward"] < rows[0]["held_out_expected_reward"]
     assert "grpo stops after epoch 1: held-out expected reward fell from" in caplog.text
     assert result.checkpoint_id == "ckpt-1"
-    assert "recommended is ckpt-1: held_out_expected_reward" in caplog.text
+    gain = result.recommendation.phases["grpo"].gain
+    assert gain is not None
+    assert f"recommended is ckpt-1: grpo gains {gain:+.4f} [" in caplog.text
+    assert gain < 0
 
 
 def test_a_grpo_checkpoint_that_exists_is_not_overwritten(world: World, tmp_path: Path):

@@ -54,7 +54,7 @@ def run_phase(
     nothing = dict.fromkeys(("train_loss", "grad_norm", *MEANS, *COUNTS, *LAST))
 
     def judge() -> dict[str, float]:
-        return measure_held_out(model, _unless(should_stop, held_out.batches(HELD_OUT_BATCH)))
+        return measure_held_out(model, _unless(should_stop, held_out.batches(HELD_OUT_BATCH))).means()
 
     def keep(epoch: int, step: int) -> None:
         state.epoch, state.step = epoch, step

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from leverplus.rewards import RewardConfig
 from leverplus.selector import Selector
@@ -17,34 +21,43 @@ ACCURACY = RewardConfig(mode="soft_only")
 NAMES = ("held_out_rce", "held_out_expected_reward", "held_out_greedy_reward", "held_out_uniform_reward", "held_out_best_reward")
 
 
+class HeldOut(NamedTuple):
+    """The held-out groups (query, shots), always in the same order: the query of each [G], and name -> its value in each [G]."""
+
+    query_ids: NDArray[np.int64]
+    values: Mapping[str, NDArray[np.float64]]
+
+    def means(self) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in self.values.items()}
+
+
 @torch.no_grad()
-def measure_held_out(model: Selector, batches: Iterable[RlBatch]) -> dict[str, float]:
-    """Means over all groups (query, shots) of `batches`, in eval mode; the model's own mode is put back.
+def measure_held_out(model: Selector, batches: Iterable[RlBatch]) -> HeldOut:
+    """All groups of `batches`, in eval mode; the model's own mode is put back. The values, by NAMES:
 
     RCE on raw rewards at τ = 1; the expected reward under softmax of log π over the scored candidates; the reward of the
     likeliest of them; and two references that no training moves: one drawn at random, and the best.
     """
     was_training = model.training
     model.eval()
-    sums = dict.fromkeys(NAMES, 0.0)
-    total = 0
+    query_ids: list[Tensor] = []
+    measured: list[Tensor] = []
     for batch in batches:
         rows, mask, _ = batch.groups()
         logp = model.log_prob(batch.query_emb, batch.cand_emb, batch.pointers, batch.mask, batch.pool_mask)[rows]
         rewards = batch.rewards_raw[rows]
-        count = len(rows)
         values = (
-            losses.rce_loss(logp, rewards, mask, 1.0).loss * count,
-            losses.expected_reward(logp, rewards, mask).sum(),
-            losses.greedy_reward(logp, rewards, mask).sum(),
-            losses.expected_reward(torch.zeros_like(logp), rewards, mask).sum(),
-            losses.greedy_reward(rewards, rewards, mask).sum(),
+            losses.reward_cross_entropy(logp, rewards, mask, 1.0),
+            losses.expected_reward(logp, rewards, mask),
+            losses.greedy_reward(logp, rewards, mask),
+            losses.expected_reward(torch.zeros_like(logp), rewards, mask),
+            losses.greedy_reward(rewards, rewards, mask),
         )
-        for name, value in zip(NAMES, values, strict=True):
-            sums[name] += value.item()
-        total += count
+        query_ids.append(batch.query_id[rows])
+        measured.append(torch.stack(values).double())
     model.train(was_training)
-    return {name: value / total for name, value in sums.items()}
+    columns = torch.cat(measured, dim=1).cpu().numpy()
+    return HeldOut(torch.cat(query_ids).cpu().numpy(), dict(zip(NAMES, columns, strict=True)))
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ SUFFIXES = ("", "-answers", "-supervised", "-grpo")
 GRPO_NOTICE = (
     "GRPO is experimental. What guards it: it starts from the best epoch of the phase before, as its own checkpoint; %s; "
     "it stops when the held-out expected reward falls; the checkpoint before it stays the one recommended unless GRPO's is "
-    "better on held-out queries"
+    "shown to be better on held-out queries"
 )
 
 

@@ -14,25 +14,26 @@ from leverplus.errors import TrainingDiverged
 from leverplus.files import Fence
 from pointer_trainer.curves import plot_training_curve
 from pointer_trainer.phases import Phase
-from pointer_trainer.train_config import TrainConfig
+from pointer_trainer.recommendation import Recommendation
 from pointer_trainer.training_state import TrainingState
 
 
 @dataclass(frozen=True)
 class TrainResult:
     """`checkpoints`: phase -> id, each holding its phase's best epoch. `checkpoint_id` is the one recommended, `metrics` and
-    `curve_path` are its own; `epochs` are all rows of metrics.jsonl."""
+    `curve_path` are its own; `recommendation` says why; `epochs` are all rows of metrics.jsonl."""
 
     checkpoint_id: str
     metrics: Mapping[str, Any]
     curve_path: Path
     epochs: Sequence[Mapping[str, Any]]
     checkpoints: Mapping[str, str]
+    recommendation: Recommendation
 
 
 def save_result(
     phases: Sequence[Phase],
-    config: TrainConfig,
+    recommendation: Recommendation,
     state: TrainingState,
     infos: Mapping[str, CheckpointInfo],
     checkpoint_folder: Path,
@@ -45,9 +46,11 @@ def save_result(
     `infos`: phase -> that of its checkpoint, but for id, metrics and time.
     """
     kept = [phase for phase in phases if phase.name in state.best]
-    # The earlier phase where they are equal.
-    recommended = max(kept, key=lambda phase: worth(state.best[phase.name], config))
-    rows = {phase.name: {**state.best[phase.name], "recommended": phase is recommended} for phase in kept}
+    (recommended,) = (phase for phase in kept if phase.name == recommendation.phase)
+    told = recommendation.to_json()
+    rows: dict[str, dict[str, Any]] = {
+        phase.name: {**state.best[phase.name], "recommended": phase is recommended, "recommendation": told} for phase in kept
+    }
     # The one with the run's own id comes last: where it lies, the run came to its end.
     for phase in sorted(kept, key=lambda phase: phase.suffix, reverse=True):
         of_phase = [row for row in state.rows if row["phase"] == phase.name]
@@ -55,15 +58,14 @@ def save_result(
         _save(checkpoint_of(checkpoint_folder, phase), phase, rows[phase.name], state, infos, fence)
     checkpoints = {phase.name: checkpoint_of(checkpoint_folder, phase).name for phase in kept}
     if len(kept) > 1:
-        name = "held_out_rce" if config.keep_epoch == "loss" else "held_out_expected_reward"
-        compared = ", ".join(f"{name} {row[name]:.4f} after {phase}" for phase, row in rows.items())
-        logger.info("recommended is %s: %s", checkpoints[recommended.name], compared)
+        logger.info("recommended is %s: %s", checkpoints[recommended.name], recommendation.reason)
     return TrainResult(
         checkpoint_id=checkpoints[recommended.name],
         metrics=rows[recommended.name],
         curve_path=_curve_path(run_folder, recommended),
         epochs=state.rows,
         checkpoints=dict(checkpoints),
+        recommendation=recommendation,
     )
 
 
@@ -88,11 +90,6 @@ def with_the_best_kept(
         _save(kept, phase, best, state, infos, fence)
     told = f"{error}; the best epoch before, {best['epoch']}, is kept as checkpoint {kept.name}"
     return TrainingDiverged(told, **error.context, kept=kept.name)
-
-
-def worth(row: Mapping[str, Any], config: TrainConfig) -> float:
-    """What an epoch is kept for: the larger the better."""
-    return -row["held_out_rce"] if config.keep_epoch == "loss" else row["held_out_expected_reward"]
 
 
 def checkpoint_of(folder: Path, phase: Phase) -> Path:

@@ -33,10 +33,11 @@ from pointer_trainer.best_fixed import rank_fixed_pointers
 from pointer_trainer.contract import under_one_contract
 from pointer_trainer.epochs import HELD_OUT_BATCH, Progress, run_phase
 from pointer_trainer.example_table import ExampleTable
-from pointer_trainer.held_out import ACCURACY, measure_accuracy
+from pointer_trainer.held_out import ACCURACY, HeldOut, measure_accuracy, measure_held_out
 from pointer_trainer.metrics_writers import NOBODY, MetricsWriters
 from pointer_trainer.phases import GRPO_NOTICE, Phase, grpo_guards, largest_spread, planned_phases
-from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept, worth
+from pointer_trainer.recommendation import recommend, worth
+from pointer_trainer.results import TrainResult, checkpoint_of, save_result, with_the_best_kept
 from pointer_trainer.splits import split_queries
 from pointer_trainer.train_config import TrainConfig
 from pointer_trainer.training_state import StateFolder, TrainingState
@@ -174,12 +175,15 @@ def train(
 
         judges = _held_out_by_accuracy(files, set(parts[1]))
         judging = ExampleTable(judges, embeddings, device) if judges else None
+        judged: dict[str, HeldOut] = {}
         for phase in (phase for phase in phases if phase.name in state.best):
             model.load_state_dict(state.best_weights(phase.name))
+            judged[phase.name] = measure_held_out(model, held_out.batches(HELD_OUT_BATCH))
             accuracy = measure_accuracy(model, judging.batches(HELD_OUT_BATCH) if judging is not None else ())
             state.best[phase.name] = {**state.best[phase.name], **accuracy}
 
-    result = save_result(phases, config, state, infos, checkpoint_folder, run_folder, fence, logger)
+    recommendation = recommend(judged, image_ids, config)
+    result = save_result(phases, recommendation, state, infos, checkpoint_folder, run_folder, fence, logger)
     states.remove()
     return result
 

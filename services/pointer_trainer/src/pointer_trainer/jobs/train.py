@@ -73,10 +73,13 @@ def train_selector(context: JobContext) -> dict[str, Any]:
             )
     infos = [read_info(folder) for folder in folders if folder.exists()]
     recommended = next((info for info in infos if info.metrics.get("recommended")), infos[0])
+    metrics = dict(recommended.metrics)
+    recommendation = metrics.pop("recommendation", None)
     return {
         "checkpoint_id": recommended.checkpoint_id,
         "checkpoints": {info.metrics["phase"]: info.checkpoint_id for info in infos},
-        "metrics": recommended.metrics,
+        "recommendation": recommendation,
+        "metrics": metrics,
         "run_folder": str(context.run_folder),
         "curves": sorted(path.name for path in context.run_folder.glob("*.png")),
     }

@@ -22,7 +22,7 @@ from pointer_trainer.losses.groups import (
     softmax_weights,
     zscore,
 )
-from pointer_trainer.losses.imitation import rce_loss, temperature_schedule, top1_loss
+from pointer_trainer.losses.imitation import rce_loss, reward_cross_entropy, temperature_schedule, top1_loss
 from pointer_trainer.losses.policy import (
     adaptive_kl_beta,
     expected_reward,
@@ -48,6 +48,7 @@ __all__ = [
     "pool_entropy",
     "pool_kl",
     "rce_loss",
+    "reward_cross_entropy",
     "smoothed_log_prob",
     "softmax_weights",
     "telling_loss",

@@ -20,6 +20,17 @@ def temperature_schedule(step: int, total: int, start: float = 2.0, end: float =
     return start + (end - start) * progress
 
 
+def reward_cross_entropy(
+    logp: Float[Tensor, "B C"], rewards: Float[Tensor, "B C"], mask: Bool[Tensor, "B C"], temperature: float
+) -> Float[Tensor, "B"]:
+    """Σ_i softmax(r / temperature)_i · (−log π_i) of each group; 0 for an empty one. The weights take no gradient.
+
+    `rewards` are used as they come: z-score them first (`zscore`), or pass raw ones.
+    """
+    weights = softmax_weights(rewards, mask, temperature).detach()
+    return -(weights * logp.masked_fill(~mask, 0.0)).sum(-1)
+
+
 def rce_loss(
     logp: Float[Tensor, "B C"],
     rewards: Float[Tensor, "B C"],
@@ -27,12 +38,8 @@ def rce_loss(
     temperature: float,
     coefficients: Float[Tensor, "B"] | None = None,
 ) -> LossOutputs:
-    """Reward-weighted cross-entropy: over groups, Σ_i softmax(r / temperature)_i · (−log π_i).
-
-    `rewards` are used as they come: z-score them first (`zscore`), or pass raw ones. Empty groups do not count.
-    """
-    weights = softmax_weights(rewards, mask, temperature).detach()
-    per_group = -(weights * logp.masked_fill(~mask, 0.0)).sum(-1)
+    """Over groups, their `reward_cross_entropy`. Empty groups do not count."""
+    per_group = reward_cross_entropy(logp, rewards, mask, temperature)
     metrics = {"groups": float(mask.any(-1).sum()), "temperature": temperature}
     return LossOutputs(over_groups(per_group, mask, coefficients), metrics)
 
