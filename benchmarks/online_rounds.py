@@ -3,12 +3,12 @@
     leverplus import invented-words --data DATA && leverplus embed invented-words --data DATA
     python benchmarks/online_rounds.py --data DATA --seeds 0 1 2
 
-From the repository's root. For each seed the services start on free ports in a folder of their own, with the small VLM and a copy of DATA's dataset and
-embeddings. Then the two commands of docs/rl-data.md, round after round: `leverplus rl generate`, by the selector trained so far,
-and `leverplus train` on the files of all rounds. A call is a pointer that the scorer's VLM answered, by the scorer's own count.
-Each checkpoint is judged as benchmarks/quality.py does, by assets/reward-table's val queries, and each reward is compared with
-the table's where it holds the pointer. Results are written after every round; runs of other systems, seeds or numbers of queries
-that the file holds stay.
+From the repository's root. For each seed the services start on free ports in a folder of their own, with the small VLM and a copy
+of DATA's dataset and embeddings. Then the two commands of docs/rl-data.md, round after round: `leverplus rl generate`, by the
+selector trained so far, and `leverplus train` on the files of all rounds. A call is a pointer that the scorer's VLM answered, by
+the scorer's own count. Each checkpoint is judged as benchmarks/quality.py does, by assets/reward-table's val queries, and each
+reward is compared with the table's where it holds the pointer. Results are written after every round; runs of other systems,
+seeds or numbers of queries that the file holds stay.
 """
 
 from __future__ import annotations
@@ -127,12 +127,18 @@ class Judge:
 
 
 def run(
-    plan: Plan, commands: Commands, stack: Stack, material: Material, judge: Judge, keep: Callable[[dict[str, Any]], None]
+    plan: Plan,
+    at: str | None,
+    commands: Commands,
+    stack: Stack,
+    material: Material,
+    judge: Judge,
+    keep: Callable[[dict[str, Any]], None],
 ) -> None:
-    """`keep` is given the run as it stands after every round."""
+    """`at`: the commit. `keep` is given the run as it stands after every round."""
     root = DataRoot(stack.config.data)
     found: dict[str, Any] = {
-        "command": plan.command, "commit": commit(), "machine": machine(),
+        "command": plan.command, "commit": at, "machine": machine(),
         "system": plan.system, "seed": plan.seed, "queries": plan.queries, "at_most": None, "commands": commands.said,
         "fingerprint": None, "closed_before": 0.0, "rows": [],
     }  # fmt: skip
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "online_rounds.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    at = commit()
     material = open_material(arguments.data)
     judge = Judge(material)
     for seed in arguments.seeds:
@@ -191,7 +198,7 @@ def main() -> None:
             for kind in ("datasets", "embeddings"):
                 shutil.copytree(arguments.data / kind / DATASET, data / kind / DATASET)
             with Stack.start(StackConfig(data=data, vlm=ROOT / "assets" / "in-context-vlm", ports=Ports.free())) as stack:
-                run(plan, Commands(data, stack), stack, material, judge, lambda one: write(arguments.out, one, judge))
+                run(plan, at, Commands(data, stack), stack, material, judge, lambda one: write(arguments.out, one, judge))
 
 
 def write(path: Path, run: Mapping[str, Any], judge: Judge) -> None:

@@ -1,6 +1,6 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json --out FILE.png
+python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json RESULTS/online_rounds.json --out FILE.png
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def closed(result: dict[str, Any]) -> dict[tuple[str, int, int], list[list[tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("rounds", type=Path)
+    parser.add_argument("rounds", type=Path, help="with the recorded rewards")
+    parser.add_argument("online", type=Path, help="with the live scorer")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     mpl.use("Agg")
@@ -61,13 +62,17 @@ def main() -> None:
     left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
     left.minorticks_off()
     left.legend(fontsize=6)
-    for (system, queries, _), runs in closed(orjson.loads(arguments.rounds.read_bytes())).items():
+    online = [
+        (f"{system}, live scorer", runs) for (system, _, _), runs in closed(orjson.loads(arguments.online.read_bytes())).items()
+    ]
+    recorded = [(system, runs) for (system, _, _), runs in closed(orjson.loads(arguments.rounds.read_bytes())).items()]
+    for number, (name, runs) in enumerate((*recorded, *online)):
         for rows in runs:
-            right.plot([calls / 1000 for calls, _ in rows], [share for _, share in rows], color="0.7", linewidth=0.8)
+            right.plot(
+                [calls / 1000 for calls, _ in rows], [share for _, share in rows], color=f"C{number}", linewidth=0.8, alpha=0.3
+            )
         mean = np.mean(runs, axis=0)
-        right.plot(
-            mean[:, 0] / 1000, mean[:, 1], marker=".", color="C0", label=f"{system}, {queries:,} queries, mean and each seed"
-        )
+        right.plot(mean[:, 0] / 1000, mean[:, 1], marker=".", color=f"C{number}", label=f"{name}, mean and each seed")
     right.set(xlabel="VLM calls (thousands)", title="Rounds")
     right.legend(fontsize=6)
     figure.tight_layout()
