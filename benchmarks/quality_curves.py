@@ -1,6 +1,7 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-python benchmarks/quality_curves.py RESULTS/quality_val_data.json RESULTS/quality_val_rounds.json RESULTS/online_rounds.json --out FILE.png
+cd benchmarks/results
+python ../quality_curves.py quality_val_data.json quality_val_rounds.json online_rounds.json --out FILE.png
 """
 
 from __future__ import annotations
@@ -62,15 +63,13 @@ def main() -> None:
     left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
     left.minorticks_off()
     left.legend(fontsize=6)
-    online = [
-        (f"{system}, live scorer", runs) for (system, _, _), runs in closed(orjson.loads(arguments.online.read_bytes())).items()
-    ]
-    recorded = [(system, runs) for (system, _, _), runs in closed(orjson.loads(arguments.rounds.read_bytes())).items()]
-    for number, (name, runs) in enumerate((*recorded, *online)):
+    recorded, online = (closed(orjson.loads(path.read_bytes())) for path in (arguments.rounds, arguments.online))
+    named = [(system, runs) for (system, _, _), runs in recorded.items()]
+    named += [(f"{system}, live scorer", runs) for (system, _, _), runs in online.items()]
+    for number, (name, runs) in enumerate(named):
         for rows in runs:
-            right.plot(
-                [calls / 1000 for calls, _ in rows], [share for _, share in rows], color=f"C{number}", linewidth=0.8, alpha=0.3
-            )
+            calls, shares = zip(*rows, strict=True)
+            right.plot([one / 1000 for one in calls], shares, color=f"C{number}", linewidth=0.8, alpha=0.3)
         mean = np.mean(runs, axis=0)
         right.plot(mean[:, 0] / 1000, mean[:, 1], marker=".", color=f"C{number}", label=f"{name}, mean and each seed")
     right.set(xlabel="VLM calls (thousands)", title="Rounds")
