@@ -27,7 +27,7 @@ import orjson
 import torch
 from no_headroom import Commands
 from provenance import RESULTS, ROOT, commit, machine
-from quality import chosen, packed, references
+from quality import Floats, chosen, packed, references
 from quality_systems import AGAIN, FIRST
 from reward_world import Material, open_material
 
@@ -191,6 +191,10 @@ def main() -> None:
     at = commit()
     material = open_material(arguments.data)
     judge = Judge(material)
+
+    def keep(found: dict[str, Any]) -> None:
+        put(arguments.out, found, judge.references)
+
     for seed in arguments.seeds:
         plan = Plan(arguments.queries, arguments.rounds, seed, arguments.answers, arguments.new_queries)
         with tempfile.TemporaryDirectory(prefix="leverplus-rounds-") as name:
@@ -198,14 +202,16 @@ def main() -> None:
             for kind in ("datasets", "embeddings"):
                 shutil.copytree(arguments.data / kind / DATASET, data / kind / DATASET)
             with Stack.start(StackConfig(data=data, vlm=ROOT / "assets" / "in-context-vlm", ports=Ports.free())) as stack:
-                run(plan, at, Commands(data, stack), stack, material, judge, lambda one: write(arguments.out, one, judge))
+                run(
+                    plan, at, Commands(data, stack), stack, material, judge, lambda one: put(arguments.out, one, judge.references)
+                )
 
 
-def write(path: Path, run: Mapping[str, Any], judge: Judge) -> None:
-    """Puts a run into the file, in the place of the one that it repeats."""
+def put(path: Path, run: Mapping[str, Any], references: Mapping[str, Floats]) -> None:
+    """Writes a run into the file, in the place of the one that it repeats."""
     kept: list[Any] = orjson.loads(path.read_bytes())["runs"] if path.is_file() else []
     runs = {named(one): one for one in (*kept, run)}
-    bounds = {name: np.round(values, 4).tolist() for name, values in judge.references.items() if name in ("random", "oracle")}
+    bounds = {name: np.round(references[name], 4).tolist() for name in ("random", "oracle")}
     write_json(path, {"split": "val", "references": bounds, "runs": [runs[name] for name in sorted(runs)]})
 
 
