@@ -49,13 +49,18 @@ class LiveRewards:
         """Asks for what `info_score` needs; pointers of at least one demonstration."""
         both = {(query_id, part) for query_id, pointer in asked for part in (pointer, pointer[1:])}
         for part in _batches(both, self._probabilities):
-            answers = [[self._dataset.item(query_id).answer] for query_id, _ in part]
+            answers = [[self._own_answer(query_id)] for query_id, _ in part]
             found = self._engine.answer_probabilities([self._prompt(*one) for one in part], answers)
             self._probabilities.update((one, own) for one, (own,) in zip(part, found, strict=True))
 
     def info_score(self, query_id: ItemId, pointer: tuple[ItemId, ...]) -> float:
         """leverplus.metric.probability's, of a pointer that was weighed."""
         return self._probabilities[query_id, pointer] - self._probabilities[query_id, pointer[1:]]
+
+    def _own_answer(self, query_id: ItemId) -> str:
+        answer = self._dataset.item(query_id).answer
+        assert answer is not None, f"item {query_id} has no answer"
+        return answer
 
     @cached_property
     def _engine(self) -> Engine:

@@ -139,7 +139,7 @@ def run(
     root = DataRoot(stack.config.data)
     found: dict[str, Any] = {
         "command": plan.command, "commit": at, "machine": machine(),
-        "system": plan.system, "seed": plan.seed, "queries": plan.queries, "at_most": None, "commands": commands.said,
+        "table": "online", "system": plan.system, "seed": plan.seed, "queries": plan.queries, "at_most": None, "commands": commands.said,
         "fingerprint": None, "closed_before": 0.0, "rows": [],
     }  # fmt: skip
     checkpoint: str | None = None

@@ -1,12 +1,12 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-cd benchmarks/results
-python ../quality_curves.py quality_val_data.json quality_val_rounds.json online_rounds.json --out FILE.png
+python benchmarks/quality_curves.py benchmarks/results/{quality_val_{data,rounds}*,online_rounds}.json --out FILE.png
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +16,31 @@ import orjson
 from quality import unpacked
 
 
-def closed(result: dict[str, Any]) -> dict[tuple[str, int, int], list[list[tuple[int, float]]]]:
+def closed(results: Sequence[dict[str, Any]], table: str) -> dict[tuple[str, int, int], list[list[tuple[int, float]]]]:
     """By system, queries and candidates a query: for each seed (VLM calls, share closed in percent) after every round."""
-    low, high = (np.mean(result["references"][name]) for name in ("random", "oracle"))
     found: dict[tuple[str, int, int], list[list[tuple[int, float]]]] = {}
-    for run in result["runs"]:
-        rows = [
-            (row["vlm_calls"], float(100 * (unpacked(row["accuracies"]["2"]).mean() - low) / (high - low))) for row in run["rows"]
-        ]
-        found.setdefault((run["system"], run["queries"], 2 * (run["at_most"] or 0)), []).append(rows)
+    for result in results:
+        low, high = (np.mean(result["references"][name]) for name in ("random", "oracle"))
+        for run in result["runs"]:
+            if run["table"] != table:
+                continue
+            shares = [100 * (unpacked(row["accuracies"]["2"]).mean() - low) / (high - low) for row in run["rows"]]
+            rows = [(row["vlm_calls"], float(share)) for row, share in zip(run["rows"], shares, strict=True)]
+            found.setdefault((run["system"], run["queries"], 2 * (run["at_most"] or 0)), []).append(rows)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("rounds", type=Path, help="with the recorded rewards")
-    parser.add_argument("online", type=Path, help="with the live scorer")
+    parser.add_argument("results", type=Path, nargs="+", help="of the tables data, rounds and online")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    results = [orjson.loads(path.read_bytes()) for path in arguments.results]
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=True)
-    data = closed(orjson.loads(arguments.data.read_bytes()))
+    data = closed(results, "data")
     for system, style in (("v5, RCE", "-"), ("v5, answers, RCE", "--")):
         for candidates in (4, 8, 16, 32):
             cells = sorted(
@@ -63,16 +64,18 @@ def main() -> None:
     left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
     left.minorticks_off()
     left.legend(fontsize=6)
-    recorded, online = (closed(orjson.loads(path.read_bytes())) for path in (arguments.rounds, arguments.online))
-    named = [(system, runs) for (system, _, _), runs in recorded.items()]
-    named += [(f"{system}, live scorer", runs) for (system, _, _), runs in online.items()]
+    named = [
+        (f"{system}, {queries:,} queries{scorer}", runs)
+        for table, scorer in (("rounds", ""), ("online", ", live scorer"))
+        for (system, queries, _), runs in closed(results, table).items()
+    ]
     for number, (name, runs) in enumerate(named):
         for rows in runs:
             calls, shares = zip(*rows, strict=True)
             right.plot([one / 1000 for one in calls], shares, color=f"C{number}", linewidth=0.8, alpha=0.3)
         mean = np.mean(runs, axis=0)
-        right.plot(mean[:, 0] / 1000, mean[:, 1], marker=".", color=f"C{number}", label=f"{name}, mean and each seed")
-    right.set(xlabel="VLM calls (thousands)", title="Rounds")
+        right.plot(mean[:, 0] / 1000, mean[:, 1], marker=".", color=f"C{number}", label=name)
+    right.set(xlabel="VLM calls (thousands)", title="Rounds: mean and each seed")
     right.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(arguments.out, dpi=110)

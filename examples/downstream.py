@@ -5,12 +5,15 @@
 
 The VLM is the scorer's, or with --openai-url and --openai-model that of an OpenAI-compatible server: it is sent the messages that
 the selector hands out, in the prompt that the selector's training data were scored with. Prints the accuracy of each policy with
-its 95 % interval over images, and differences to the first. Queries without annotated answers are left out.
+its 95 % interval over images, and differences to the first. Queries without annotated answers are left out. A look at test goes
+on the record of the data root, as a final evaluation's does: --split val is free.
 """
 
 from __future__ import annotations
 
 import argparse
+import getpass
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from leverplus.random_order import derive_seed, random_first
 from leverplus.scoring import ScoreQuery, ScoreRequest
 from leverplus.selection import AskedQuery, Prompt, Selection
 from leverplus.selector_client import SelectorClient
+from pointer_trainer.openings import is_test, record_opening
 
 Accuracies = list[float | None]
 """Of each query, 0 to 1; None without annotated answers."""
@@ -68,6 +72,17 @@ def evaluate(arguments: argparse.Namespace) -> str:
             raise SystemExit(f"nothing is served under {DEFAULT_ALIAS!r}: {served and served['fault']}")
         dataset = Dataset.open(root.dataset(served["dataset"]))
         ids = sampled_queries(dataset, arguments.split, arguments.queries)
+        if is_test(arguments.split):
+            record_opening(
+                root,
+                dataset.name,
+                job_id=f"downstream-{uuid.uuid4().hex[:12]}",
+                by=arguments.by,
+                split=arguments.split,
+                queries=len(ids),
+                checkpoints=[served["checkpoint"]],
+                dataset_sha256=dataset.info.sha256,
+            )
         asked = [AskedQuery(query_id=query_id) for query_id in ids]
         found: dict[Cell, Accuracies] = {}
         for policy in arguments.policies:
@@ -97,6 +112,7 @@ def main(given: Sequence[str] | None = None) -> None:
         ("--openai-model", {"help": "its name at that server"}),
         ("--queries", {"type": int, "default": 100}),
         ("--split", {"default": "test"}),
+        ("--by", {"default": getpass.getuser(), "help": "who looks at test"}),
         ("--shots", {"type": int, "default": 2}),
         ("--policies", {"nargs": "+", "default": ["random", "v3"], "help": "the first is the baseline"}),
     ]

@@ -24,6 +24,7 @@ from leverplus.launcher import Ports, Stack, StackConfig
 from leverplus.launcher.process_table import command_line, group_members
 from leverplus.rl_data import read
 from leverplus.selector_client import SelectorClient
+from pointer_trainer.openings import read_openings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -162,8 +163,15 @@ def test_the_downstream_example_asks_the_scorer_or_any_server(
             pass
 
     common = ["--data", str(stack.config.data), "--selector", stack.selector_url, "--queries", "4", "--shots", "1"]
-    downstream.main([*common, "--scorer", stack.scorer_url, "--policies", "random", "v3", "best_fixed"])
+    downstream.main([*common, "--scorer", stack.scorer_url, "--policies", "random", "v3", "best_fixed", "--by", "me"])
     printed = capsys.readouterr().out
+    opening = read_openings(DataRoot(stack.config.data), DATASET)[-1]
+    assert (opening.by, opening.split, opening.queries, opening.checkpoints) == (
+        "me",
+        "test",
+        4,
+        [trained["train"]["checkpoint_id"]],
+    )
     assert f"4 test queries of {DATASET}, {trained['train']['checkpoint_id']}" in printed
     assert all(f"| {policy} |" in printed for policy in ("random", "v3", "best_fixed"))
     with ThreadingHTTPServer(("127.0.0.1", 0), Vlm) as server:

@@ -224,7 +224,7 @@ def test_a_store_that_is_away_is_told_and_what_is_here_stays(
     here = write(root.path / "checkpoints" / "c", model="1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     s3fs.S3FileSystem.clear_instance_cache()
-    monkeypatch.setattr("leverplus.shared_files._OPTIONS", {"s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}})
+    monkeypatch.setattr("leverplus.shared_store._OPTIONS", {"s3": {"config_kwargs": {"retries": {"max_attempts": 0}}}})
     assert root.checkpoint("c") == here
     root.bring_all("checkpoints")
     with pytest.raises(Unavailable, match=rf"the store {s3_url} is away: EndpointConnectionError.*look at LEVERPLUS_SHARED"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from leverplus.errors import InvalidConfig, InvalidSharedFile, Unavailable
 from leverplus.files import atomic_file
-from leverplus.shared_files import SharedFiles, check_shared_url
+from leverplus.shared_files import SharedFiles
+from leverplus.shared_store import check_shared_url
 
 logger = logging.getLogger(__name__)
 

@@ -13,30 +13,27 @@ the newest manifest counts.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
-import importlib
 import logging
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Concatenate, ParamSpec, TypeVar
 
-import orjson
-
-from leverplus.errors import Conflict, InvalidConfig, InvalidSharedFile, LeverPlusError, NotInstalled, Unavailable
+from leverplus.errors import Conflict, InvalidSharedFile, Unavailable
 from leverplus.files import atomic_file, atomic_folder, file_sha256
+from leverplus.shared_manifests import Manifest, entry_of, files_of, parse_manifest
+from leverplus.shared_store import away, reached, send
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "leverplus-shared-1"
 _OBJECTS = "objects"
 _MANIFEST = re.compile(r"manifest-(\d{8})\.json")
 _AT_ONCE = 128
@@ -44,25 +41,6 @@ _AT_ONCE = 128
 _SMALL = 8 * 2**20
 _TRIES = 5
 """Of reading what is being replaced, and of replacing what others replace."""
-_OPTIONS: dict[str, dict[str, Any]] = {
-    # Without these a host that does not answer is waited for by the minute.
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 4, "mode": "standard"}}},
-    "file": {"auto_mkdir": True},
-}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """`files`: path below the artefact (of a file: its name) -> sha256, bytes and object. `version` counts from 1."""
-
-    version: int
-    is_folder: bool
-    files: Mapping[str, Mapping[str, Any]]
-
-    @property
-    def bytes(self) -> int:
-        return sum(entry["bytes"] for entry in self.files.values())
-
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -152,7 +130,7 @@ class SharedFiles:
         if (manifest := self._newest(path)) is None:
             return b"", 0
         entry = manifest.files[path.name]
-        with self._reached() as fs:
+        with reached(self.url, self.root) as fs:
             try:
                 content = bytes(fs.cat_file(self._object(path, entry)))
             except FileNotFoundError as exc:
@@ -164,8 +142,8 @@ class SharedFiles:
     @_patient
     def publish(self, path: Path) -> None:
         """Shares an artefact that is never changed. Shared already: Conflict unless its files are those here."""
-        files = _files(path)
-        entries = {name: _entry(file, version=1) for name, file in files.items()}
+        files = files_of(path)
+        entries = {name: entry_of(file, version=1) for name, file in files.items()}
         if (there := self._newest(path)) is None:
             try:
                 self._put(path, Manifest(1, path.is_dir(), entries), files)
@@ -183,7 +161,7 @@ class SharedFiles:
     @_patient
     def replace(self, path: Path, content: bytes, *, version: int) -> None:
         """Shares new contents of a file in place of `version`; Conflict where another host did so first."""
-        entry = _entry(content, version=version + 1)
+        entry = entry_of(content, version=version + 1)
         try:
             self._put(path, Manifest(version + 1, False, {path.name: entry}), {path.name: content})
         except FileExistsError as exc:
@@ -196,13 +174,13 @@ class SharedFiles:
         # A log that grows between being hashed and being sent would be refused as altered.
         files = {
             name: file.read_bytes() if file.stat().st_size < _SMALL else file
-            for name, file in _files(folder).items()
+            for name, file in files_of(folder).items()
             if name.partition("/")[0] not in without
         }
         for _ in range(_TRIES):
             there = self._newest(folder)
             version, before = (there.version, there.files) if there is not None else (0, {})
-            entries = {name: _entry(file, version=version + 1) for name, file in files.items()}
+            entries = {name: entry_of(file, version=version + 1) for name, file in files.items()}
             kept = {
                 name: before[name] for name, entry in entries.items() if before.get(name, {}).get("sha256") == entry["sha256"]
             }
@@ -217,7 +195,7 @@ class SharedFiles:
     @_patient
     def delete(self, path: Path) -> None:
         """Takes the artefact out of the store, and all that lies below it; where there is none, nothing happens."""
-        with self._reached() as fs:
+        with reached(self.url, self.root) as fs:
             place = self._place(path)
             try:
                 names = [str(name) for name in fs.find(place)]
@@ -232,7 +210,7 @@ class SharedFiles:
     @_patient
     def names(self, folder: Path) -> list[str]:
         """Names of what is shared below a folder of the data root, artefacts cut off in the middle among them."""
-        with self._reached() as fs:
+        with reached(self.url, self.root) as fs:
             try:
                 found = fs.ls(self._place(folder), detail=True)
             except FileNotFoundError:
@@ -242,7 +220,7 @@ class SharedFiles:
 
     def _put(self, path: Path, manifest: Manifest, files: Mapping[str, Path | bytes]) -> None:
         """Objects, then the manifest; FileExistsError where its number is taken. Then goes what only the one before it named."""
-        with self._reached() as fs:
+        with reached(self.url, self.root) as fs:
             objects = f"{self._place(path)}/{_OBJECTS}"
             try:
                 there = {PurePosixPath(entry["name"]).name: entry["size"] for entry in fs.ls(objects, detail=True)}
@@ -253,14 +231,13 @@ class SharedFiles:
                 for name, file in files.items()
                 if there.get(manifest.files[name]["object"]) != manifest.files[name]["bytes"]
             ]
-            value = {"format": FORMAT, "is_folder": manifest.is_folder, "files": dict(manifest.files)}
             try:
                 for start in range(0, len(missing), _AT_ONCE):
-                    _send(fs, missing[start : start + _AT_ONCE])
-                fs.pipe_file(self._manifest(path, manifest.version), orjson.dumps(value), mode="create")
+                    send(fs, missing[start : start + _AT_ONCE])
+                fs.pipe_file(self._manifest(path, manifest.version), manifest.dumped(), mode="create")
             except FileNotFoundError as exc:
                 # No bucket: to who reads, nothing is there.
-                raise self._away(exc) from exc
+                raise away(self.url, self.root, exc) from exc
             sent = sum(manifest.files[name]["bytes"] for name in files)
             logger.info("shared %s: %d files, %d bytes", self._name(path), len(files), sent)
             if manifest.version > 1:
@@ -275,7 +252,7 @@ class SharedFiles:
 
     def _newest(self, path: Path) -> Manifest | None:
         for _ in range(_TRIES):
-            with self._reached() as fs:
+            with reached(self.url, self.root) as fs:
                 try:
                     found = fs.ls(self._place(path), detail=False)
                     newest = max(
@@ -283,30 +260,20 @@ class SharedFiles:
                         default=0,
                     )
                     if newest:
-                        return self._parsed(path, newest, bytes(fs.cat_file(self._manifest(path, newest))))
+                        return parse_manifest(bytes(fs.cat_file(self._manifest(path, newest))), newest)
                 except FileNotFoundError:
                     # Replaced or deleted between the two.
                     continue
+                except ValueError as exc:
+                    raise self._damaged(path, str(exc)) from exc
                 return None
         return None
-
-    def _parsed(self, path: Path, newest: int, content: bytes) -> Manifest:
-        try:
-            value = orjson.loads(content)
-            if value["format"] != FORMAT:
-                raise self._damaged(path, f"its format is {value['format']!r}, expected {FORMAT!r}")
-            files = {str(name): dict(entry) for name, entry in value["files"].items()}
-            for name, entry in files.items():
-                _check_entry(name, entry)
-            return Manifest(newest, bool(value["is_folder"]), files)
-        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as exc:
-            raise self._damaged(path, f"manifest {newest} is none: {exc}") from exc
 
     def _bring(self, path: Path, manifest: Manifest) -> None:
         if not manifest.is_folder:
             self._copy(path, manifest.files[path.name], path)
             return
-        with atomic_folder(path) as target, self._reached() as fs:
+        with atomic_folder(path) as target, reached(self.url, self.root) as fs:
             entries = list(manifest.files.items())
             for name, _ in entries:
                 (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -319,36 +286,15 @@ class SharedFiles:
 
     def _copy(self, path: Path, entry: Mapping[str, Any], target: Path) -> None:
         """One object to a file here, checked before the file gets its name."""
-        with atomic_file(target) as stream, self._reached() as fs, fs.open(self._object(path, entry), "rb") as source:
+        with (
+            atomic_file(target) as stream,
+            reached(self.url, self.root) as fs,
+            fs.open(self._object(path, entry), "rb") as source,
+        ):
             hashing = _Hashing(stream)
             shutil.copyfileobj(source, hashing, 1024 * 1024)
             if (found := hashing.hash.hexdigest()) != entry["sha256"]:
                 raise self._altered(path, entry, found)
-
-    @contextmanager
-    def _reached(self) -> Generator[Any]:
-        """The file system; what it raises becomes Unavailable, but for files that are or are not there."""
-        try:
-            fsspec = importlib.import_module("fsspec")
-            protocol = self.url.partition("://")[0]
-            # fsspec keeps it, one a process; listings are not kept, for other hosts write, too.
-            yield fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=False, **_OPTIONS.get(protocol, {}))
-        except (LeverPlusError, FileNotFoundError, FileExistsError):
-            raise
-        except ImportError as exc:
-            reason, hint = str(exc), "install it, with gcsfs for gs://"
-            raise NotInstalled(what=f"LEVERPLUS_SHARED={self.url}", extra="leverplus[s3]", reason=reason, hint=hint) from exc
-        except Exception as exc:
-            # Every kind of store has errors of its own.
-            raise self._away(exc) from exc
-
-    def _away(self, exc: Exception) -> Unavailable:
-        if isinstance(exc, OSError) and exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            return Unavailable(
-                what="disk", reason=f"{self.root}: {exc.strerror}", hint="free some space or see to its permissions"
-            )
-        hint = "look at LEVERPLUS_SHARED, its credentials and its network; what is here already goes on being used"
-        return Unavailable(what=f"the store {self.url}", reason=f"{type(exc).__name__}: {exc}", hint=hint)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
@@ -379,48 +325,6 @@ class _Hashing:
     def write(self, data: bytes) -> int:
         self.hash.update(data)
         return self._stream.write(data)
-
-
-def check_shared_url(url: str) -> str:
-    """`url` if it names a place in a store; InvalidConfig otherwise."""
-    protocol, mark, place = url.partition("://")
-    if not (protocol and mark and place):
-        raise InvalidConfig(field="LEVERPLUS_SHARED", reason=f"{url!r} is no URL: s3://bucket/prefix, gs://bucket/prefix")
-    return url
-
-
-def _files(path: Path) -> dict[str, Path]:
-    """What an artefact is made of; hidden files are others' business."""
-    if path.is_file():
-        return {path.name: path}
-    found = (file for file in sorted(path.rglob("*")) if file.is_file())
-    relative = ((file.relative_to(path), file) for file in found)
-    return {name.as_posix(): file for name, file in relative if not any(part.startswith(".") for part in name.parts)}
-
-
-def _send(fs: Any, files: Sequence[tuple[Path | bytes, str]]) -> None:
-    """Files, or what is to be in them, to their places; those on the disk side by side."""
-    on_disk = [(str(file), target) for file, target in files if isinstance(file, Path)]
-    if on_disk:
-        fs.put([source for source, _ in on_disk], [target for _, target in on_disk])
-    for file, target in files:
-        if isinstance(file, bytes):
-            fs.pipe_file(target, file)
-
-
-def _entry(file: Path | bytes, *, version: int) -> dict[str, Any]:
-    is_path = isinstance(file, Path)
-    digest = file_sha256(file) if is_path else hashlib.sha256(file).hexdigest()
-    return {"sha256": digest, "bytes": file.stat().st_size if is_path else len(file), "object": f"{digest}.{version}"}
-
-
-def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
-    """ValueError for a name that leads out of the artefact, KeyError where a field is missing."""
-    parts = PurePosixPath(name).parts
-    if not parts or ".." in parts or name.startswith("/") or "/" in entry["object"]:
-        raise ValueError(f"{name!r} or its object leads out of it")
-    if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
-        raise ValueError(f"what it says of {name!r}")
 
 
 @contextmanager
