@@ -138,9 +138,8 @@ def run(
     """`at`: the commit. `keep` is given the run as it stands after every round."""
     root = DataRoot(stack.config.data)
     found: dict[str, Any] = {
-        "command": plan.command, "commit": at, "machine": machine(),
-        "table": "online", "system": plan.system, "seed": plan.seed, "queries": plan.queries, "at_most": None, "commands": commands.said,
-        "fingerprint": None, "closed_before": 0.0, "rows": [],
+        "command": plan.command, "commit": at, "machine": machine(), "table": "online", "system": plan.system, "seed": plan.seed,
+        "queries": plan.queries, "at_most": None, "fingerprint": None, "closed_before": 0.0, "rows": [], "commands": commands.said,
     }  # fmt: skip
     checkpoint: str | None = None
     files: list[str] = []
