@@ -139,7 +139,8 @@ def run(
     root = DataRoot(stack.config.data)
     found: dict[str, Any] = {
         "command": plan.command, "commit": at, "machine": machine(), "table": "online", "system": plan.system, "seed": plan.seed,
-        "queries": plan.queries, "at_most": None, "fingerprint": None, "closed_before": 0.0, "rows": [], "commands": commands.said,
+        "queries": plan.queries, "at_most": None, "fingerprint": None, "closed_before": 0.0, "rows": [],
+        "commands": commands.said,
     }  # fmt: skip
     checkpoint: str | None = None
     files: list[str] = []
