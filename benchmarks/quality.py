@@ -194,7 +194,7 @@ def main() -> None:
                     split: table.header["splits"][split]["sha256"] for split, table in material.tables.items()
                 },
             },
-            "systems": {job.name: asdict(job.system) for job in jobs},
+            "systems": {f"{job.table}: {job.name}": asdict(job.system) for job in jobs},  # tables share names
             "images": [material.dataset.item(query_id).image_id for query_id in judged_on],
             "families": [material.structures[query_id].family for query_id in judged_on],
             "references": {name: np.round(values, 4).tolist() for name, values in bounds.items()},

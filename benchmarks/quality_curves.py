@@ -1,6 +1,6 @@
 """The curves of docs/quality.md: headroom closed at two shots over queries, candidates and VLM calls.
 
-python benchmarks/quality_curves.py benchmarks/results/quality_val_{data,rounds}*.json --out FILE.png
+python benchmarks/quality_curves.py benchmarks/results/{quality_val_{data,rounds}*,online_rounds}.json --out FILE.png
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def closed(results: Sequence[dict[str, Any]], table: str) -> dict[tuple[str, int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="of the tables data and rounds")
+    parser.add_argument("results", type=Path, nargs="+", help="of the tables data, rounds and online")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     results = [orjson.loads(path.read_bytes()) for path in arguments.results]
@@ -64,18 +64,18 @@ def main() -> None:
     left.set_xticks([250, 500, 1000, 2000, 4000], labels=["250", "500", "1,000", "2,000", "4,000"])
     left.minorticks_off()
     left.legend(fontsize=6)
-    for number, ((system, queries, _), runs) in enumerate(closed(results, "rounds").items()):
+    named = [
+        (f"{system}, {queries:,} queries{scorer}", runs)
+        for table, scorer in (("rounds", ""), ("online", ", live scorer"))
+        for (system, queries, _), runs in closed(results, table).items()
+    ]
+    for number, (name, runs) in enumerate(named):
         for rows in runs:
-            right.plot([calls / 1000 for calls, _ in rows], [share for _, share in rows], color="0.7", linewidth=0.8)
+            calls, shares = zip(*rows, strict=True)
+            right.plot([one / 1000 for one in calls], shares, color=f"C{number}", linewidth=0.8, alpha=0.3)
         mean = np.mean(runs, axis=0)
-        right.plot(
-            mean[:, 0] / 1000,
-            mean[:, 1],
-            marker=".",
-            color=f"C{number}",
-            label=f"{system}, {queries:,} queries, mean and each seed",
-        )
-    right.set(xlabel="VLM calls (thousands)", title="Rounds")
+        right.plot(mean[:, 0] / 1000, mean[:, 1], marker=".", color=f"C{number}", label=name)
+    right.set(xlabel="VLM calls (thousands)", title="Rounds: mean and each seed")
     right.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(arguments.out, dpi=110)

@@ -7,14 +7,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-SETTLED_S, LEAST_S = 30.0, 30.0
-"""A life is judged from SETTLED_S after it was first seen, if it goes on for LEAST_S."""
-MOST_MIB, MOST_SHARE, MOST_FILES = 8.0, 0.05, 16
-"""Flat is a life that grows by less than MOST_MIB or MOST_SHARE of it, and by at most MOST_FILES."""
+SETTLED_S, LEAST_S = 30.0, 270.0
+"""A life is judged from SETTLED_S after it was first seen, if it goes on for LEAST_S: in less, caches have not filled."""
+MOST_MIB_PER_MIN, MOST_SHARE, MOST_FILES = 1.0, 0.3, 16
+"""Flat is a life that at its end grows by less than MOST_MIB_PER_MIN and MOST_SHARE of it, and in all by at most MOST_FILES."""
 
 EVERY = 30
 """Seconds between the sizes of its longest life that are told of a program."""
@@ -40,7 +41,8 @@ class Lives:
                 self.samples[name, pid].append(Sample(at_s, resident, len([*Path(f"/proc/{pid}/fd").iterdir()])))
 
     def told(self) -> dict[str, dict[str, Any]]:
-        """Of each program: its largest size, how many lives were long enough to judge, and the growth of the worst of them."""
+        """Of each program: its largest size, how many lives were long enough to judge, and the growth of the worst: in all,
+        and a minute at the end."""
         found: dict[str, dict[str, Any]] = {}
         for name in sorted({name for name, _ in self.samples}):
             lives = [life for (program, _), life in self.samples.items() if program == name]
@@ -51,6 +53,7 @@ class Lives:
                 "lives_judged": len(judged),
                 "judged_s": round(sum(growth.over_s for growth in judged)),
                 "grew_mib": round(max((growth.mib for growth in judged), default=0.0), 1) if judged else None,
+                "grew_mib_per_min_at_end": round(max(growth.mib_per_min for growth in judged), 2) if judged else None,
                 "grew_files": max(growth.files for growth in judged) if judged else None,
                 "is_flat": all(growth.is_flat for growth in judged) if judged else None,
                 "longest_life_mib": _every(max(lives, key=len)),
@@ -65,20 +68,26 @@ def _every(life: list[Sample]) -> list[float]:
 
 class _Growth(NamedTuple):
     mib: float
+    mib_per_min: float
     files: float
     over_s: float
     is_flat: bool
 
 
 def _growth(life: list[Sample]) -> _Growth | None:
-    """From the median of the first fifth after SETTLED_S to that of the last fifth; None of a life that is too short."""
+    """Between the medians of fifths of what follows SETTLED_S; None of a life that is too short.
+
+    A leak grows from the third fifth to the fourth and from there to the last; a cache that has filled, or a burst that left
+    free memory behind, does so once at most. So the smaller of these two is the growth a minute at the end.
+    """
     settled = [sample for sample in life if sample.at_s >= life[0].at_s + SETTLED_S]
-    if not settled or settled[-1].at_s - settled[0].at_s < LEAST_S:
+    if not settled or (over_s := settled[-1].at_s - settled[0].at_s) < LEAST_S:
         return None
-    fifth = max(1, len(settled) // 5)
-    before, after = settled[:fifth], settled[-fifth:]
-    size = median(sample.mib for sample in before)
-    mib = median(sample.mib for sample in after) - size
-    files = median(sample.files for sample in after) - median(sample.files for sample in before)
-    is_flat = mib < max(MOST_MIB, MOST_SHARE * size) and files <= MOST_FILES
-    return _Growth(mib, files, settled[-1].at_s - settled[0].at_s, is_flat)
+    bounds = [round(len(settled) * number / 5) for number in range(6)]
+    fifths = [settled[start:stop] for start, stop in pairwise(bounds)]
+    sizes = [median(sample.mib for sample in fifth) for fifth in fifths]
+    files = median(sample.files for sample in fifths[-1]) - median(sample.files for sample in fifths[0])
+    third, fourth, last = sizes[2:]
+    per_min = min(fourth - third, last - fourth) * 5 * 60 / over_s
+    is_flat = per_min < MOST_MIB_PER_MIN and last - third < MOST_SHARE * third and files <= MOST_FILES
+    return _Growth(last - sizes[0], per_min, files, over_s, is_flat)

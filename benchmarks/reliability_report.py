@@ -35,7 +35,7 @@ def table(found: dict[str, Any]) -> str:
         ("scores answered, lost, doubled", f"{found['scores_answered']:,}, {found['scores_lost']}, {found['scores_doubled']}"),
         ("p50, p99 while nothing was away", f"{1000 * calm['p50']:.0f}, {1000 * calm['p99']:.0f} ms"),
         *((f"memory of {name}", _life(life)) for name, life in found["lives"].items()),
-        ("temporary files left", found["temporary_files"]),
+        ("temporary files left, kept at the next start", f"{len(found['temporary_files'])}, {found['temporary_files_kept']}"),
     ]
     machine = found["machine"]
     told = f"`{found['command']}`, {machine['cores']} cores, load {machine['load_1_min']} at the end:"
@@ -47,7 +47,8 @@ def _life(life: dict[str, Any]) -> str:
     if life["is_flat"] is None:
         return f"{largest}; no life was long enough to judge"
     judged = f"{life['lives_judged']} of {life['lives']} lives, {life['judged_s']} s in all"
-    grew = f"the worst grew by {life['grew_mib']:.1f} MiB and {life['grew_files']:.0f} open files"
+    at_end = f"{life['grew_mib_per_min_at_end']:.1f} MiB a minute at the end"
+    grew = f"the worst grew by {life['grew_mib']:.1f} MiB and {life['grew_files']:.0f} open files, by {at_end}"
     return f"{largest}; {judged}: {'flat' if life['is_flat'] else 'NOT flat'}, {grew}"
 
 

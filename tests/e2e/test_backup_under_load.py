@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,12 @@ from typer.testing import CliRunner
 
 from leverplus.cli import app
 from leverplus.client import TrainerClient
-from leverplus.data_root import DataRoot
-from leverplus.dataset.easy_vqa import import_easy_vqa
-from leverplus.launcher import Ports, Stack, StackConfig
+from leverplus.launcher import Stack
 from leverplus.selector_client import SelectorClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 DATASET = "easy-vqa-tiny"
-DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 LIMIT_S = 240.0
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "shots": [1], "num_beams": 1, "temps": [], "num_random": 2, "num_retrieval": 2,
@@ -45,14 +43,11 @@ def await_progress(trainer: TrainerClient, job_id: str) -> None:
     raise AssertionError(f"{job_id} does not get on")
 
 
-def test_backup_under_load(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    import_easy_vqa(
-        DataRoot(data).dataset(DATASET), name=DATASET, train_images=16, test_images=4, questions_per_image=3, val_share=0.0
-    )
+def test_backup_under_load(tmp_path: Path, tiny_data: Callable[..., Path], start_stack: Callable[..., Stack]) -> None:
+    data = tiny_data(train_images=16, test_images=4, questions_per_image=3)
     asked = range(0, 48, 5)
     with (
-        Stack.start(StackConfig(data=data, vlm=DEFAULT_VLM, ports=Ports.free())) as stack,
+        start_stack(data) as stack,
         TrainerClient(stack.trainer_url) as trainer,
         SelectorClient(stack.selector_url) as selector,
     ):
@@ -83,7 +78,7 @@ def test_backup_under_load(tmp_path: Path) -> None:
         assert restored.exit_code == 0, restored.output
         assert kept <= scores(new / "store.sqlite")
         with (
-            Stack.start(StackConfig(data=new, vlm=DEFAULT_VLM, ports=Ports.free())) as stack,
+            start_stack(new) as stack,
             TrainerClient(stack.trainer_url) as trainer,
             SelectorClient(stack.selector_url) as selector,
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,14 @@ import pytest
 
 from leverplus.cli.options import require_scorer_key
 from leverplus.client import ScorerClient, TrainerClient
-from leverplus.data_root import DataRoot
-from leverplus.dataset.easy_vqa import import_easy_vqa
 from leverplus.errors import InvalidConfig, NotAllowed, NotAuthenticated
 from leverplus.keys import new_key
-from leverplus.launcher import Ports, Stack, StackConfig
+from leverplus.launcher import Stack
 from leverplus.selector_client import SelectorClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 DATASET = "easy-vqa-tiny"
-DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 LIMIT_S = 240.0
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "shots": [1], "num_beams": 1, "temps": [], "num_random": 1, "num_retrieval": 1,
@@ -28,11 +26,10 @@ GENERATE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_job_and_its_scorer_with_keys(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    import_easy_vqa(
-        DataRoot(data).dataset(DATASET), name=DATASET, train_images=8, test_images=2, questions_per_image=2, val_share=0.0
-    )
+def test_a_job_and_its_scorer_with_keys(
+    tmp_path: Path, tiny_data: Callable[..., Path], start_stack: Callable[..., Stack]
+) -> None:
+    data = tiny_data()
     made = {name: new_key(name, role) for name, role in (("reader", "read"), ("worker", "write"), ("chief", "admin"))}
     (tmp_path / "keys").write_text("\n".join(line for _, line in made.values()))
     keys = {name: key for name, (key, _) in made.items()}
@@ -42,8 +39,7 @@ def test_a_job_and_its_scorer_with_keys(tmp_path: Path) -> None:
         "LEVERPLUS_SCORER_KEY": keys["worker"],
         "LEVERPLUS_OPENAI_API_KEY": unused,
     }
-    config = StackConfig(data=data, vlm=DEFAULT_VLM, ports=Ports.free(), variables=variables)
-    with Stack.start(config) as stack:
+    with start_stack(data, variables=variables) as stack:
         with TrainerClient(stack.trainer_url, key=keys["worker"]) as trainer:
             trainer.wait(trainer.embed(DATASET), limit_s=LIMIT_S)
             result = trainer.wait(trainer.generate(GENERATE), limit_s=LIMIT_S)

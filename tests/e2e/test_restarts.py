@@ -19,6 +19,7 @@ import redis
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset.easy_vqa import import_easy_vqa
+from leverplus.doctor import service_findings
 from leverplus.launcher import Ports
 from leverplus.launcher.process_table import command_line
 
@@ -88,6 +89,13 @@ def test_what_is_killed_is_started_again_and_does_its_work(tmp_path: Path) -> No
             return "^C stops everything" in (tmp_path / "said").read_text()
 
         assert eventually(has_started), (tmp_path / "said").read_text()
+        told = (tmp_path / "said").read_text().split()
+        for name, port in {"SCORER": ports.scorer, "TRAINER": ports.trainer, "SELECTOR": ports.selector}.items():
+            assert f"LEVERPLUS_{name}_URL=http://127.0.0.1:{port}" in told, "for another shell"
+        found = {finding.what: finding.state for finding in service_findings({}, data)}
+        # Nothing is deployed.
+        assert found.pop("selector_api") == "note"
+        assert found == dict.fromkeys(("launcher", "vqa_scorer", "pointer_trainer", "pointer_trainer.worker"), "ok")
         first = pids(data)
         configuration = (data / "valkey" / "valkey.conf").read_text().splitlines()
         port = next(line.split()[1] for line in configuration if line.startswith("port "))

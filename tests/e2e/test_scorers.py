@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,12 @@ import pytest
 
 from leverplus.client import ScorerClient, TrainerClient
 from leverplus.data_root import DataRoot
-from leverplus.dataset.easy_vqa import import_easy_vqa
-from leverplus.launcher import Ports, Stack, StackConfig
+from leverplus.launcher import Ports, Stack
 from leverplus.rl_data import read
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 DATASET = "easy-vqa-tiny"
-DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 LIMIT_S = 240.0
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "shots": [1, 2], "num_beams": 2, "temps": [1.0], "num_samples_per_temp": 1,
@@ -24,18 +23,10 @@ GENERATE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_job_uses_both_scorers(tmp_path: Path) -> None:
-    import_easy_vqa(
-        DataRoot(tmp_path).dataset(DATASET),
-        name=DATASET,
-        train_images=12,
-        test_images=2,
-        questions_per_image=3,
-        val_share=0.0,
-    )
-    config = StackConfig(data=tmp_path, vlm=DEFAULT_VLM, ports=Ports.free(scorers=2), devices=("cpu", "cpu"))
+def test_a_job_uses_both_scorers(tiny_data: Callable[..., Path], start_stack: Callable[..., Stack]) -> None:
+    data = tiny_data(train_images=12, questions_per_image=3)
     said: list[str] = []
-    with Stack.start(config, report=said.append) as stack:
+    with start_stack(data, report=said.append, ports=Ports.free(scorers=2), devices=("cpu", "cpu")) as stack:
         names = [child.name for child in stack.children]
         assert names == ["valkey", "vqa_scorer", "vqa_scorer-2", "pointer_trainer", "pointer_trainer.worker", "selector_api"]
         first, second = stack.scorer_urls
@@ -50,5 +41,5 @@ def test_a_job_uses_both_scorers(tmp_path: Path) -> None:
                 generated.append(scorer.stats()["totals"]["generated"])
     assert all(generated), "each answered some"
     assert sum(generated) == made["scores"]["scored"], "and none of them what the other did"
-    records = read(DataRoot(tmp_path).rl_data(made["rl_data_id"])).records
+    records = read(DataRoot(data).rl_data(made["rl_data_id"])).records
     assert all(candidate.vqa_acc_score is not None for record in records for candidate in record.candidates)

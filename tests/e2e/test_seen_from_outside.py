@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,13 @@ from redis import Redis
 from sqlalchemy import make_url
 
 from leverplus.client import TrainerClient
-from leverplus.data_root import DataRoot
-from leverplus.dataset.easy_vqa import import_easy_vqa
 from leverplus.errors import Unavailable
 from leverplus.keys import new_key
-from leverplus.launcher import EmbeddedValkey, Ports, Stack, StackConfig
+from leverplus.launcher import EmbeddedValkey, Stack
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 DATASET = "easy-vqa-tiny"
-DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 LIMIT_S = 240.0
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "shots": [1], "num_beams": 1, "temps": [], "num_random": 1, "num_retrieval": 1,
@@ -39,11 +36,10 @@ def lines(data: Path, service: str) -> Iterator[dict[str, Any]]:
     return (json.loads(line) for line in written if line and line != "worker: Warm shutdown (MainProcess)")
 
 
-def test_a_request_is_found_in_every_log_and_no_secret_in_any(tmp_path: Path, postgresql_url: str) -> None:
-    data = tmp_path / "data"
-    import_easy_vqa(
-        DataRoot(data).dataset(DATASET), name=DATASET, train_images=8, test_images=2, questions_per_image=2, val_share=0.0
-    )
+def test_a_request_is_found_in_every_log_and_no_secret_in_any(
+    tmp_path: Path, postgresql_url: str, tiny_data: Callable[..., Path], start_stack: Callable[..., Stack]
+) -> None:
+    data = tiny_data()
     made = {name: new_key(name, role) for name, role in (("worker", "write"), ("chief", "admin"))}
     (tmp_path / "keys").write_text("\n".join(line for _, line in made.values()))
     hidden = {name: secrets.token_urlsafe(16) for name in ("openai", "broker", "database")}
@@ -57,15 +53,12 @@ def test_a_request_is_found_in_every_log_and_no_secret_in_any(tmp_path: Path, po
     with EmbeddedValkey(tmp_path / "valkey") as valkey:
         with Redis(port=valkey.port) as redis:
             redis.config_set("requirepass", hidden["broker"])
-        config = StackConfig(
-            data=data,
-            vlm=DEFAULT_VLM,
-            ports=Ports.free(),
-            redis_url=f"redis://:{hidden['broker']}@127.0.0.1:{valkey.port}/0",
-            database_url=make_url(postgresql_url).set(password=hidden["database"]).render_as_string(hide_password=False),
-            variables=variables,
-        )
-        with Stack.start(config) as stack, TrainerClient(stack.trainer_url, key=made["chief"][0]) as trainer:
+        secret_url = make_url(postgresql_url).set(password=hidden["database"]).render_as_string(hide_password=False)
+        urls = {"redis_url": f"redis://:{hidden['broker']}@127.0.0.1:{valkey.port}/0", "database_url": secret_url}
+        with (
+            start_stack(data, variables=variables, **urls) as stack,
+            TrainerClient(stack.trainer_url, key=made["chief"][0]) as trainer,
+        ):
             trainer.wait(trainer.embed(DATASET), limit_s=LIMIT_S)
             headers = {"X-Request-ID": "from-alice:1", "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
             answer = trainer.request("POST", "/rl-data/generate", json=GENERATE, headers=headers)

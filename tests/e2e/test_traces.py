@@ -14,15 +14,12 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from leverplus.client import TrainerClient
-from leverplus.data_root import DataRoot
-from leverplus.dataset.easy_vqa import import_easy_vqa
-from leverplus.launcher import Ports, Stack, StackConfig
+from leverplus.launcher import Stack
 from leverplus.selector_client import SelectorClient
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 DATASET = "easy-vqa-tiny"
-DEFAULT_VLM = Path(__file__).parents[2] / "assets" / "in-context-vlm"
 LIMIT_S = 240.0
 GENERATE: dict[str, Any] = {
     "dataset": DATASET, "split": "train", "shots": [1], "num_beams": 1, "temps": [], "num_random": 2, "num_retrieval": 2,
@@ -70,15 +67,11 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_one_trace_through_all_services(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    import_easy_vqa(
-        DataRoot(data).dataset(DATASET), name=DATASET, train_images=8, test_images=2, questions_per_image=2, val_share=0.0
-    )
+def test_one_trace_through_all_services(tiny_data: Callable[..., Path], start_stack: Callable[..., Stack]) -> None:
+    data = tiny_data()
     with Collector() as collector:
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.server_port}", "OTEL_BSP_SCHEDULE_DELAY": "200"}
-        config = StackConfig(data=data, vlm=DEFAULT_VLM, ports=Ports.free(), variables=variables)
-        with Stack.start(config) as stack, TrainerClient(stack.trainer_url) as trainer:
+        with start_stack(data, variables=variables) as stack, TrainerClient(stack.trainer_url) as trainer:
             trainer.wait(trainer.embed(DATASET), limit_s=LIMIT_S)
             headers = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
             job_id = trainer.request("POST", "/rl-data/generate", json=GENERATE, headers=headers).json()["job_id"]

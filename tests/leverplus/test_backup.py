@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from typer.testing import CliRunner
 from leverplus.backup import write_backup
 from leverplus.cli import app
 from leverplus.data_root import DataRoot
-from leverplus.errors import InvalidInput, NotFound
+from leverplus.errors import InvalidInput, NotFound, Unavailable
 from leverplus.ids import ItemId
 from leverplus.restore import InvalidBackup, read_backup
 from leverplus.store import JobStore, ScoreStore, open_store
@@ -282,6 +285,56 @@ def test_what_a_killed_restore_left_is_no_hindrance(root: DataRoot, tmp_path: Pa
     (tmp_path / "new" / ".restore.999999999.0123abcd.tmp" / "runs").mkdir(parents=True)
     read_backup(io.BytesIO(archive(root)), tmp_path / "new")
     assert files(tmp_path / "new").keys() == {*CONTENT, "store.sqlite"}
+
+
+def test_a_database_that_cannot_be_copied_is_one_line_and_leaves_nothing(root: DataRoot, tmp_path: Path):
+    (root.path / "store.sqlite").write_bytes(b"no database" * 100)
+    made = CliRunner().invoke(app, ["backup", str(tmp_path / "a.tar"), "--data", str(root.path)])
+    assert made.exit_code == 2, made.output
+    told = (
+        f"error: {root.path / 'store.sqlite'} cannot be copied: file is not a database; is there room for a copy in {root.path}?"
+    )
+    assert made.stderr.startswith(told)
+    assert not list(tmp_path.glob("*.tar"))
+    assert not list(root.path.glob(".backup*"))
+
+
+def test_a_backup_makes_no_folder_for_itself(root: DataRoot, tmp_path: Path):
+    made = CliRunner().invoke(app, ["backup", str(tmp_path / "backsup" / "a.tar"), "--data", str(root.path)])
+    assert made.exit_code == 2
+    assert f"no folder '{tmp_path / 'backsup'}'; make it first" in made.stderr
+    assert not (tmp_path / "backsup").exists()
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "a.tar"
+    path.write_bytes(archive(root))
+    size, usage = path.stat().st_size, type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(2**40, 2**40, size - 1 if place == tmp_path else 0))
+    told = rf"deep/new: the backup takes {size / 2**20:,.1f} MiB, .* MiB are free there; free some space, or choose"
+    with path.open("rb") as stream, pytest.raises(Unavailable, match=told):
+        read_backup(stream, tmp_path / "deep" / "new")
+    assert not (tmp_path / "deep").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - size, size))
+    with path.open("rb") as stream:
+        assert read_backup(stream, tmp_path / "deep" / "new").files == len(CONTENT) + 1
+
+
+def test_a_write_that_fails_names_the_folder_and_leaves_nothing(root: DataRoot, tmp_path: Path):
+    """As on a disk that fills up meanwhile, or whose room a pipe's reader cannot compare."""
+    (tmp_path / "a.tar").write_bytes(archive(root))
+    program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); from leverplus.cli import app; app()"
+    command = [sys.executable, "-c", program, "restore", "-", "--data"]
+    for target in ("deep/new", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with (tmp_path / "a.tar").open("rb") as stream:
+            ended = subprocess.run(
+                [*command, str(tmp_path / target)], stdin=stream, capture_output=True, text=True, timeout=120, check=False
+            )
+        assert ended.returncode == 2
+        assert ended.stderr == f"error: {tmp_path / target}: File too large; see to it and try again\n"
+    assert not (tmp_path / "deep").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
 
 
 @pytest.mark.parametrize("url", [None, "elsewhere", "postgresql://me:secret@host/db"])

@@ -17,10 +17,12 @@ import torch
 
 from leverplus.checkpoints import read_info
 from leverplus.dataset import Dataset
+from leverplus.doctor import service_findings
 from leverplus.embeddings import Embeddings
 from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.launcher import Ports
+from leverplus.launcher.process_table import start_time
 from leverplus.rl_data import Candidate, QueryRecord, read, write
 from leverplus.scoring import ScoreStats
 from leverplus.selector import PointerSelectorV3, SelectorConfig
@@ -73,11 +75,13 @@ def record(query_id: int, *candidates: Candidate, pool: tuple[int, ...] = (0, 1,
 
 
 class Listener:
-    """A service's place on this machine: answers every request with `answer`, and keeps the bodies that it was sent."""
+    """A service's place on this machine: answers every request with `answer`, and keeps what it was sent."""
 
     def __init__(self, answer: Any) -> None:
+        self.paths: list[str] = []
         self.bodies: list[Any] = []
-        bodies = self.bodies
+        self.authorizations: list[str | None] = []
+        paths, bodies, authorizations = self.paths, self.bodies, self.authorizations
 
         class Handler(BaseHTTPRequestHandler):
             def do_DELETE(self) -> None:
@@ -89,6 +93,8 @@ class Listener:
                 self.do_GET()
 
             def do_GET(self) -> None:
+                paths.append(self.path)
+                authorizations.append(self.headers["Authorization"])
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(json.dumps(answer).encode())
@@ -609,6 +615,86 @@ def test_doctor_tells_our_services_from_others(tmp_path: Path, trainer: Listener
     assert f"port {ours.port} ok a service of ours answers" in found
     assert f"port {trainer.port} WRONG port {trainer.port} on 127.0.0.1 cannot be used" in found
     assert f"port {free.selector} ok free for the selector" in found
+
+
+def test_doctor_looks_at_the_services_that_the_environment_and_the_folder_name(tmp_path: Path) -> None:
+    scorer, selector = (Listener({"status": "live", "service": name}) for name in ("vqa_scorer", "selector_api"))
+    me = {"pid": os.getpid(), "started": start_time(os.getpid())}
+    processes = [
+        {"name": "vqa_scorer-2", "url": scorer.url, **me},
+        {"name": "pointer_trainer.worker", "url": None, **me},
+        {"name": "selector_api", "url": "http://127.0.0.1:9", **me},
+        {"name": "pointer_trainer", "url": "http://127.0.0.1:9", "pid": os.getpid(), "started": "1"},
+    ]
+    (tmp_path / "processes.json").write_text(json.dumps(processes))
+    urls = {"LEVERPLUS_SCORER_URL": f"{scorer.url}, http://127.0.0.1:9", "LEVERPLUS_TRAINER_URL": selector.url}
+    try:
+        found = {(each.what, each.state): each.found for each in service_findings(urls, tmp_path)}
+    finally:
+        scorer.close()
+        selector.close()
+    assert found["launcher", "ok"] == f"`leverplus up` runs on {tmp_path}"
+    assert found["vqa_scorer-2", "ok"] == found["LEVERPLUS_SCORER_URL", "ok"] == f"{scorer.url} is ready"
+    assert found["pointer_trainer.worker", "ok"] == f"process {os.getpid()} runs"
+    assert found["selector_api", "WRONG"].startswith("selector_api is away: ConnectError at http://127.0.0.1:9; is it running?")
+    assert f"its process {os.getpid()} has ended" in found["pointer_trainer", "WRONG"]
+    assert found["LEVERPLUS_SCORER_URL", "WRONG"].startswith("vqa_scorer is away: ConnectError at http://127.0.0.1:9")
+    told = f"{selector.url} is answered by selector_api, not by pointer_trainer; correct the address"
+    assert found["LEVERPLUS_TRAINER_URL", "WRONG"] == told
+    assert len(found) == 8
+
+
+def test_doctor_of_a_folder_that_nothing_runs_on_and_of_one_whose_launcher_was_killed(tmp_path: Path) -> None:
+    def found() -> list[tuple[str, str]]:
+        return [(each.state, each.found) for each in service_findings({}, tmp_path)]
+
+    assert found() == [("ok", f"`leverplus up` does not run on {tmp_path}")]
+    path = tmp_path / "processes.json"
+    path.write_text(json.dumps([{"name": "selector_api", "pid": os.getpid(), "started": "1", "url": "http://127.0.0.1:9"}]))
+    assert found() == [("note", f"{path} is of a launcher that was killed; the next `leverplus up` does away with it")]
+    path.write_text("[1]")
+    [(state, told)] = found()
+    assert state == "WRONG"
+    assert f"{path}: not readable" in told
+
+
+def test_services_are_asked_with_the_key(tmp_path: Path) -> None:
+    trainer = Listener({"jobs": []})
+    try:
+        url = {"LEVERPLUS_TRAINER_URL": trainer.url}
+        for options, variables in (([], {"LEVERPLUS_KEY": "mine"}), (["--key", "told"], {}), ([], {"LEVERPLUS_KEY": ""})):
+            answer = leverplus(*options, "jobs", "list", data=tmp_path, **url, **variables)
+            assert answer.returncode == 0, answer.stderr
+    finally:
+        trainer.close()
+    assert trainer.authorizations == ["Bearer mine", "Bearer told", None]
+
+
+def test_a_roll_back_says_what_was_served_and_what_is_now(tmp_path: Path) -> None:
+    trainer = Listener({"checkpoint_id": "ckpt-a", "predecessor": {"checkpoint_id": "ckpt-b"}})
+    try:
+        answer = leverplus("rollback", "--by", "ada", data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+        assert answer.stdout == "production served ckpt-b, and serves ckpt-a again\n", answer.stderr
+        as_json = leverplus("rollback", "staging", "--json", data=tmp_path, LEVERPLUS_TRAINER_URL=trainer.url)
+        assert json.loads(as_json.stdout)["checkpoint_id"] == "ckpt-a"
+    finally:
+        trainer.close()
+    assert trainer.paths == ["/deployments/production/rollback", "/deployments/staging/rollback"]
+    assert trainer.bodies[0] == {"by": "ada"}
+
+
+def test_select_sends_what_is_excluded_and_the_prefilter(tmp_path: Path) -> None:
+    selector = Listener({"pointer": [4]})
+    asked = ("select", "--query-id", "7")
+    try:
+        url = {"LEVERPLUS_SELECTOR_URL": selector.url}
+        answer = leverplus(*asked, "--exclude", "1, 2", "--exclude", "3", "--prefilter", "nearest", data=tmp_path, **url)
+        assert json.loads(answer.stdout) == {"pointer": [4]}
+        assert_one_line_error(leverplus(*asked, "--exclude", "1;2", data=tmp_path, **url), "--exclude '1;2': write ItemIds")
+        assert leverplus(*asked, data=tmp_path, **url).returncode == 0
+    finally:
+        selector.close()
+    assert selector.paths == ["/select?query_id=7&prefilter=nearest&exclude=1%2C2%2C3", "/select?query_id=7"]
 
 
 def test_disk_prints_what_the_trainer_says(tmp_path: Path) -> None:

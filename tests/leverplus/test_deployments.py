@@ -101,13 +101,45 @@ def test_list_by_alias(root: DataRoot) -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"alias": "production"}', '{"checkpoint_id": "a", "other": 1}'])
-def test_a_broken_file_is_named(root: DataRoot, text: str) -> None:
+WHOLE = {"alias": "production", "checkpoint_id": "ckpt-a", "promoted_at": "", "by": "ada", "reason": "first"}
+BROKEN = [
+    (b"", "not JSON: "),
+    (b"{", "not JSON: "),
+    (b"\xff\x00", "not JSON: "),
+    (b"[]", r"it is \[\], expected an object; "),
+    (b"{}", "alias is missing; "),
+    (b'{"alias": "production"}', "checkpoint_id is missing; "),
+    (orjson.dumps({**WHOLE, "other": 1}), "other is no field of one; "),
+    (orjson.dumps({**WHOLE, "alias": "staging"}), "holds alias 'staging', expected 'production'; "),
+    (orjson.dumps({**WHOLE, "predecessor": {"alias": "production"}}), r"predecessor\.checkpoint_id is missing; "),
+]
+"""Contents that are no deployment, and what is said of them."""
+
+
+@pytest.mark.parametrize(("content", "reason"), BROKEN)
+def test_a_broken_file_is_named_with_the_way_out_and_an_override_replaces_it(root: DataRoot, content: bytes, reason: str) -> None:
+    promote(root, "staging", "ckpt-c", by="ada", reason="untouched")
     path = root.deployment("production")
-    path.parent.mkdir()
-    path.write_text(text)
-    with pytest.raises(InvalidConfig, match=r"production\.json: not a deployment"):
+    path.write_bytes(content)
+    told = rf"production\.json: not a deployment: {reason}.*promote a checkpoint with an override and a reason"
+    with pytest.raises(InvalidConfig, match=told) as refused:
         read_deployment(root, "production")
+    assert "__init__" not in str(refused.value)
+    with pytest.raises(InvalidConfig, match=told):
+        rollback(root, "production", "ada")
+    with pytest.raises(InvalidConfig, match=told):
+        promote(root, "production", "ckpt-b", by="ada", reason="better", gate={"passed": True, "incumbent": "ckpt-a"})
+    with pytest.raises(InvalidConfig, match="reason: empty"):
+        promote(root, "production", "ckpt-b", by="ada", reason="")
+    broken = path.with_name("production.json.broken")
+    assert (path.read_bytes(), broken.exists()) == (content, False)
+    made = promote(root, "production", "ckpt-b", by="ada", reason="the file was damaged")
+    assert (made.checkpoint_id, made.gate, made.predecessor) == ("ckpt-b", None, None)
+    assert read_deployment(root, "production") == made
+    assert broken.read_bytes() == content
+    assert [found.alias for found in list_deployments(root)] == ["production", "staging"]
+    assert promote(root, "production", "ckpt-c", by="ada", reason="goes on").predecessor is not None
+    assert broken.read_bytes() == content
 
 
 @pytest.mark.parametrize("change", [{"checkpoint_id": 5}, {"gate": "passed"}, {"predecessor": {"checkpoint_id": "ckpt-a"}}])

@@ -135,3 +135,10 @@ def test_holm_is_over_all_comparisons_made() -> None:
     assert len(p_values) == 5
     assert all(p is not None for p in p_values)
     assert [row.p_holm for row in found.differences] == pytest.approx(holm([p for p in p_values if p is not None]))
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.3, 1.0])
+def test_where_all_queries_differ_alike_there_is_no_minimum_effect(gain: float) -> None:
+    cells = {("zero-shot", 0): np.zeros(5), ("v3", 0): np.full(5, gain)}
+    (found,) = summarise(cells, list("abcde"), draws=200, baselines=["zero-shot"]).differences
+    assert (found.difference, found.minimum_effect) == (pytest.approx(gain), None)

@@ -69,7 +69,7 @@ def test_images_count_not_questions() -> None:
     gain[:20] = 1.0  # all on five images
     baseline = {"random": {1: np.zeros(200)}}
     assert run_gate({1: gain}, baseline, IMAGES, draws=1000).passed
-    assert not run_gate({1: gain}, baseline, [str(number // 100) for number in range(200)], draws=1000).passed
+    assert not run_gate({1: gain}, baseline, [str(number // 20) for number in range(200)], draws=1000).passed
 
 
 def test_what_cannot_be_judged() -> None:
@@ -77,3 +77,14 @@ def test_what_cannot_be_judged() -> None:
         run_gate({1: np.ones(3)}, {"random": {1: np.zeros(3)}}, ["a"] * 3)
     with pytest.raises(InvalidInput, match="no baseline was evaluated at 2 shots"):
         run_gate({2: np.ones(2)}, {}, ["a", "b"])
+
+
+def test_so_few_images_that_chance_could_be_right_on_all_of_them_are_refused() -> None:
+    # A bootstrap of two images that are both gained on has no draw without a gain, and one coin in four falls so.
+    with pytest.raises(InvalidInput, match=r"2 images are too few to judge 1 comparison.*once in 4"):
+        run_gate({1: np.ones(2)}, {"random": {1: np.zeros(2)}}, ["a", "b"])
+    # 2.5 % over two comparisons is 1 in 80: six images reach 1 in 64, seven 1 in 128.
+    baselines = {"zero-shot": {0: np.zeros(7)}, "random": {1: np.zeros(7)}}
+    assert run_gate({1: np.ones(7)}, baselines, IMAGES[:7], draws=200).passed
+    with pytest.raises(InvalidInput, match="6 images are too few to judge 2 comparisons"):
+        run_gate({1: np.ones(7)}, baselines, [*IMAGES[:6], IMAGES[0]], draws=200)

@@ -7,6 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
+from leverplus.errors import InvalidInput
 from leverplus.evaluation.headroom import ANY, ORACLE, SPLIT, SplitChoice, find_headroom, split_choice
 
 IMAGES = [str(number) for number in range(150)]
@@ -20,9 +21,15 @@ def test_the_choice_of_one_half_is_judged_by_the_other_by_hand() -> None:
     # A half that holds both lets nothing be learned of the other two, which are both wrong; cut apart, item 1 is found.
     assert 0.5 < found.chosen < 1.0
     assert split_choice([(1,), (2,), (3,)], np.ones(3), query_id=0) is None
-    alike = split_choice([(1,), (2,), (3,), (4,)], np.full(4, 0.3), query_id=0)
+    alike = split_choice([(1, 2), (2, 3), (3, 4), (4, 1)], np.full(4, 0.3), query_id=0)
     assert alike is not None
     assert (alike.chosen, alike.any_candidate) == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+def test_candidates_that_share_no_item_teach_nothing_of_each_other() -> None:
+    # At one shot every candidate is another item: what one half shows is never in the other.
+    assert split_choice([(1,), (2,), (3,), (4,)], np.array([1.0, 0.0, 0.0, 0.0]), query_id=0) is None
+    assert split_choice([(1, 2), (3, 4), (5, 6), (7, 8)], np.array([1.0, 0.0, 0.0, 0.0]), query_id=0) is None
 
 
 def test_luck_raises_the_oracle_and_not_the_split_choice() -> None:
@@ -64,11 +71,22 @@ def test_items_that_tell_are_found() -> None:
 
 
 def test_nothing_to_gain_and_how_many_queries_would_show_it() -> None:
-    right = np.ones(150)
-    headroom = find_headroom(1, {"zero-shot": right, "random": right}, right, [None] * 150, 3, IMAGES, draws=200)
+    right, images = np.ones(300), [str(number // 2) for number in range(300)]
+    headroom = find_headroom(1, {"zero-shot": right, "random": right}, right, [None] * 300, 3, images, draws=200)
     assert (headroom.verdict, headroom.learnable, headroom.split_gain) == ("none", None, None)
     # No query differs, yet a gain of 10 points changes one in ten: 7.85 · 0.09 / 0.01 = 70.6 queries.
     assert headroom.queries_needed == {"0.01": 778, "0.02": 385, "0.05": 150, "0.1": 71}
+
+
+def test_few_queries_without_a_gain_do_not_show_that_there_is_none() -> None:
+    # Of 150 queries without a gain 3 / 150 = 2 points could have one.
+    right = np.ones(150)
+    assert find_headroom(1, {"zero-shot": right}, right, [None] * 150, 3, IMAGES, draws=200).verdict == "not shown"
+
+
+def test_one_image_says_nothing_of_others() -> None:
+    with pytest.raises(InvalidInput, match="1 image says nothing about others"):
+        find_headroom(1, {"zero-shot": np.ones(2)}, np.ones(2), [None] * 2, 3, ["a", "a"])
 
 
 def test_queries_without_a_split_choice_are_left_out_of_it() -> None:

@@ -21,8 +21,8 @@ from leverplus.files import remove_left_over
 from leverplus.launcher import EmbeddedValkey, OwnerLock, Ports, Stack, StackConfig, scorer_devices
 from leverplus.launcher.child import Child, ProcessEnded
 from leverplus.launcher.gpus import visible_gpus
+from leverplus.launcher.process_file import stop_orphans
 from leverplus.launcher.process_table import command_line, group_members
-from leverplus.launcher.processes import stop_orphans
 from leverplus.launcher.valkey import require_broker, server_program, stop_orphan, without_password
 
 OWNER = """
@@ -293,23 +293,27 @@ def test_a_foreign_program_on_a_port_is_named(tmp_path: Path) -> None:
         thread.join(10)
 
 
-def test_temporary_files_of_dead_writers_are_removed(tmp_path: Path) -> None:
+def test_temporary_files_of_dead_writers_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = subprocess.Popen(["true"])
     gone.wait(10)
     (tmp_path / "checkpoints").mkdir()
     dead = tmp_path / "checkpoints" / f".c.{gone.pid}.01234567.tmp"
     dead.mkdir()
     (dead / "model.safetensors").write_text("half")
-    young, own = tmp_path / f".f.{gone.pid}.01234567.tmp", tmp_path / f".f.{os.getpid()}.01234567.tmp"
-    foreign = tmp_path / ".notes.tmp"
-    for path in (young, own, foreign):
+    own, foreign = tmp_path / f".f.{os.getpid()}.01234567.tmp", tmp_path / ".notes.tmp"
+    for path in (own, foreign):
         path.write_text("x")
-    for path in (dead, own, foreign):
-        os.utime(path, (1, 1))
+    # A copy has its original's mtime, and is young all the same.
+    os.utime(dead, (1, 1))
+    assert remove_left_over(tmp_path) == []
+    later = time.time() + 61
+    monkeypatch.setattr("leverplus.files.time.time", lambda: later)
     assert remove_left_over(tmp_path) == [dead]
     assert not dead.exists()
-    assert young.exists()
     assert own.exists()
+    # In another container the pid may be anyone's: age alone decides.
+    assert remove_left_over(tmp_path, older_than_s=3600, all_writers_here=False) == []
+    assert remove_left_over(tmp_path, all_writers_here=False) == [own]
     assert foreign.exists()
 
 
@@ -348,6 +352,19 @@ def test_environment_of_the_services(tmp_path: Path) -> None:
     assert environment["REDIS_URL"] == "redis://broker"
     assert environment["LEVERPLUS_PROMPT"] == "x"
     assert "DATABASE_URL" not in environment
+
+
+def test_another_shell_is_told_what_its_commands_would_not_ask_by_themselves(tmp_path: Path) -> None:
+    assert StackConfig(data=tmp_path, vlm=None).exports() == []
+    assert StackConfig(data=tmp_path, vlm=None, host="0.0.0.0", ports=Ports(trainer=9002)).exports() == [
+        "export LEVERPLUS_TRAINER_URL=http://127.0.0.1:9002"
+    ]
+    elsewhere = StackConfig(data=tmp_path, vlm=None, host="10.0.0.7", ports=Ports(selector=9003)).exports()
+    assert elsewhere == [
+        "export LEVERPLUS_SCORER_URL=http://10.0.0.7:8001",
+        "export LEVERPLUS_TRAINER_URL=http://10.0.0.7:8002",
+        "export LEVERPLUS_SELECTOR_URL=http://10.0.0.7:9003",
+    ]
 
 
 def test_the_scorer_gets_the_directory_it_was_told_or_the_server_of_the_environment(tmp_path: Path) -> None:

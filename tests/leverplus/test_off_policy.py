@@ -90,6 +90,13 @@ def test_too_few_draws_that_count_are_refused() -> None:
         estimate(logged(expected=np.zeros(3)), ["a", "b", "c"])
 
 
+@pytest.mark.parametrize("weight", [1e4, 1e300, float("inf"), float("nan")])
+def test_weights_that_no_draws_of_the_stated_mixture_have_are_refused(weight: float) -> None:
+    # All alike: each draw counts as much as the next, and the effective sample size alone would see nothing wrong.
+    with pytest.raises(InvalidInput, match=r"mean weight is .* expected 1: the propensities are not those of these draws"):
+        estimate(logged(weight=np.full(4, weight)), ["a", "b"])
+
+
 def test_a_reward_model_is_fitted_on_other_folds() -> None:
     features = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     fold = np.array([0, 0, 1, 1])

@@ -146,6 +146,18 @@ def test_a_fault_names_the_query_by_its_number_among_all(ask: Callable[..., Any]
         ask(Server(first, fault), lambda client: client.messages_many([{"query_id": n} for n in range(104)]))
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_a_vector_that_is_not_finite_is_refused_with_its_place_among_all(ask: Callable[..., Any], number: float) -> None:
+    server = Server()
+    queries: list[Any] = [{"embedding": [0.5, 0.25]} for _ in range(1004)]
+    queries[1002] = {"embedding": [0.5, number]}
+    with pytest.raises(errors.InvalidEmbeddings, match=rf"queries\.1002\.embedding\.1 is {number!r}, which JSON cannot hold"):
+        ask(server, lambda client: client.select_many(queries))
+    with pytest.raises(errors.InvalidEmbeddings, match=r"queries\.0\.embedding\.1"):
+        ask(server, lambda client: client.messages_many(queries[1002:]))
+    assert len(server.asked) == 1, "the first thousand alone"
+
+
 def test_an_unseen_query(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"picture")
     encoded = base64.b64encode(b"picture").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import logging
 from math import nan
 
@@ -172,6 +173,16 @@ def test_a_body_above_the_limit_is_refused_announced_or_not(client: TestClient):
     assert client.post("/raw", content=large).json() == len(large)
     fits = b'{"count": 1, "numbers": [' + b"1," * 500_000 + b"1]}"
     assert client.post("/body", content=fits, headers=JSON).json()["count"] == 1
+
+
+@pytest.mark.parametrize("path", ["/body", "/raw"])
+def test_a_compressed_body_is_refused_by_its_encoding(client: TestClient, path: str):
+    content = b'{"count": 1}'
+    answer = client.post(path, content=gzip.compress(content), headers={**JSON, "Content-Encoding": "gzip"})
+    assert (answer.status_code, answer.headers["content-type"]) == (415, "application/problem+json")
+    assert answer.json()["detail"].startswith("Content-Encoding is 'gzip', and compressed bodies are not read")
+    assert answer.headers["accept-encoding"] == "identity"
+    assert client.post(path, content=content, headers={**JSON, "Content-Encoding": "Identity"}).status_code == 200
 
 
 def test_a_repeated_query_parameter_is_refused(client: TestClient):

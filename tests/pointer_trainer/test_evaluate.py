@@ -12,14 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.data_root import DataRoot
-from leverplus.dataset import Dataset
 from leverplus.embeddings import Embeddings
 from leverplus.errors import InvalidInput, NotFound
-from leverplus.fingerprint import Fingerprint
-from leverplus.pools import PoolPolicy, Pools
-from leverplus.selector import PointerSelectorV3, SelectorConfig
 from pointer_trainer.app import create_app
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.openings import list_openings, opened_note, read_openings
@@ -37,33 +32,10 @@ def evaluation(**fields: Any) -> dict[str, Any]:
     return EvaluateRequest.model_validate(body).model_dump(mode="json")
 
 
-def save_selector(data: DataRoot, checkpoint_id: str, **fields: Any) -> CheckpointInfo:
-    dataset = Dataset.open(data.dataset("toy"))
-    policy = PoolPolicy(sampler="random", k=6)
-    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), policy)
-    config = SelectorConfig(d_model=8, hidden_dim=8)
-    info = CheckpointInfo(
-        checkpoint_id=checkpoint_id,
-        format=FORMAT,
-        selector=config.to_json(),
-        dataset="toy",
-        pool_policy=policy.to_json(),
-        shots=[1, 2],
-        fingerprint=Fingerprint(dataset=dataset.fingerprint(), pool=pools.fingerprint()),
-        training={},
-        rl_data=[],
-        metrics={},
-        code_version="0",
-        created_at="2026-01-01T00:00:00Z",
-        best_fixed={"1": [[0], [1]]},
-    )
-    return save_checkpoint(data.checkpoint(checkpoint_id), PointerSelectorV3(config).tensors(), replace(info, **fields))
-
-
-def test_all_systems_on_the_same_queries(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_all_systems_on_the_same_queries(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
     run.scorer_url = scorer.url
-    save_selector(data, "ckpt-1")
-    save_selector(data, "ckpt-2")
+    save_selector("ckpt-1")
+    save_selector("ckpt-2")
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-1", "ckpt-2"], draws=4)))
     rows = {(row["system"], row["shots"]): row["mean"] for row in result["rows"]}
     # One of the four val items is red, the engine's answer without demonstrations; item 0, the fixed one, is red too.
@@ -81,9 +53,9 @@ def test_all_systems_on_the_same_queries(run: Any, scorer: Any, data: DataRoot) 
     assert all(0 < row["p"] <= row["p_holm"] <= 1 for row in result["differences"])
 
 
-def test_reports_and_rows_are_kept(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_reports_and_rows_are_kept(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
     run.scorer_url = scorer.url
-    save_selector(data, "ckpt-1")
+    save_selector("ckpt-1")
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-1"], sizes=[2, 3, 100])))
     folder: Path = data.run("job-1")
     assert orjson.loads((folder / "evaluation.json").read_bytes())["rows"] == list(result["rows"])
@@ -124,11 +96,11 @@ def test_parts_are_nested_and_the_same_for_every_number_of_queries(run: Any, sco
     assert [part["queries"] for part in alone["sizes"]] == [2]
 
 
-def test_checkpoints_that_differ_in_their_seed_are_one_system(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_checkpoints_that_differ_in_their_seed_are_one_system(run: Any, scorer: Any, data: DataRoot, save_selector: Any) -> None:
     run.scorer_url = scorer.url
     for seed in range(2):
-        save_selector(data, f"ckpt-{seed}", training={"seed": seed, "rce_lr": 1e-3})
-    save_selector(data, "ckpt-other", training={"seed": 0, "rce_lr": 1e-4})
+        save_selector(f"ckpt-{seed}", training={"seed": seed, "rce_lr": 1e-3})
+    save_selector("ckpt-other", training={"seed": 0, "rce_lr": 1e-4})
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-0", "ckpt-other", "ckpt-1"])))
     assert result["checkpoints"] == {"v3 ckpt-0 (2 seeds)": ["ckpt-0", "ckpt-1"], "v3 ckpt-other": ["ckpt-other"]}
     seeds = {row["system"]: row["seeds"] for row in result["rows"]}
@@ -137,13 +109,15 @@ def test_checkpoints_that_differ_in_their_seed_are_one_system(run: Any, scorer: 
     assert set(rows.checkpoints) == {"ckpt-0", "ckpt-1", "ckpt-other"}
     mean = np.mean([rows.checkpoints[name][1].mean() for name in ("ckpt-0", "ckpt-1")])
     assert next(row["mean"] for row in result["rows"] if row["system"] == "v3 ckpt-0 (2 seeds)") == pytest.approx(mean)
-    alone = [save_selector(data, f"alone-{seed}", training={"seed": seed}) for seed in range(2)]
+    alone = [save_selector(f"alone-{seed}", training={"seed": seed}) for seed in range(2)]
     assert system_names(alone) == ["v3 (2 seeds)"] * 2
 
 
-def test_a_fixed_pointer_that_shows_the_querys_image_is_passed_over(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_a_fixed_pointer_that_shows_the_querys_image_is_passed_over(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
-    save_selector(data, "ckpt-1")
+    save_selector("ckpt-1")
     result = evaluate(run.context(evaluation(checkpoints=["ckpt-1"], split="train", shots=[1], draws=1)))
     table = pq.read_table(data.run("job-1") / "per_query.parquet").to_pylist()
     fixed = {row["query_id"]: row["pointer"] for row in table if row["system"] == "best-fixed"}
@@ -186,6 +160,9 @@ def test_opening_test_is_recorded_once_a_job_and_told_afterwards(run: Any, score
     assert len(read_openings(data, "toy")) == 2
     assert list(list_openings(data)) == ["toy"]
     assert opened_note([]) == "Its test split has not been opened."
+    # A name is any text, and the note one line of a report in which a line that begins with a bar is a table's.
+    several_lines = read_openings(data, "toy")[-1].model_copy(update={"by": "me\n| v9 | 99.9 |\n"})
+    assert f"opened once, last by me | v9 | 99.9 | on {several_lines.at[:16]} UTC" in opened_note([several_lines])
 
 
 def test_checkpoints_are_listed_with_the_openings(run: Any, data_with_test: DataRoot, settings: TrainerSettings) -> None:

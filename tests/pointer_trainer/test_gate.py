@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from leverplus.checkpoints import FORMAT, CheckpointInfo, save_checkpoint
 from leverplus.client import TrainerClient
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset
 from leverplus.deployments import promote, read_deployment
 from leverplus.errors import Conflict, LeverPlusError
 from leverplus.files import remove_folder
-from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
-from leverplus.selector import PointerSelectorV3, SelectorConfig
 from leverplus.store import JobStore
 from pointer_trainer.gate import GateRefused, judge
 from pointer_trainer.measuring import Measured
@@ -29,27 +26,16 @@ from pointer_trainer.systems import Contender
 ROWS = 12
 
 
-def make(data: DataRoot, checkpoint_id: str, **fields: Any) -> CheckpointInfo:
-    config = SelectorConfig(d_model=8, hidden_dim=8)
-    info = CheckpointInfo(
-        checkpoint_id=checkpoint_id,
-        format=FORMAT,
-        selector=config.to_json(),
-        dataset="toy",
-        pool_policy={"sampler": "random", "k": 6},
-        shots=[1],
-        fingerprint=Fingerprint(),
-        training={},
-        rl_data=[],
-        metrics={},
-        code_version="0",
-        created_at="2026-01-01T00:00:00Z",
-    )
-    return save_checkpoint(data.checkpoint(checkpoint_id), PointerSelectorV3(config).tensors(), replace(info, **fields))
-
-
 def evaluated(
-    data: DataRoot, jobs: JobStore, worth: dict[str, float], *, of_baselines: float = 0.25, split: str = "val", **result: Any
+    data: DataRoot,
+    jobs: JobStore,
+    worth: dict[str, float],
+    *,
+    of_baselines: float = 0.25,
+    split: str = "val",
+    shots: tuple[int, ...] = (0, 1),
+    beam: int = 1,
+    **result: Any,
 ) -> str:
     """A finished evaluation of these checkpoints: each right for that share of 12 queries of 12 images."""
     dataset = Dataset.open(data.dataset("toy"))
@@ -59,8 +45,8 @@ def evaluated(
     for contender, share in contenders:
         measured.accuracies[contender] = [[float(row < share * ROWS)] for row in range(ROWS)]
         measured.pointers[contender] = [((ItemId(0),),)] * ROWS
-    config = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth)).model_dump(mode="json")
-    job = jobs.create("evaluate", config)
+    request = EvaluateRequest(dataset="toy", split=split, checkpoints=list(worth), shots=list(shots), beam=beam)
+    job = jobs.create("evaluate", request.model_dump(mode="json"))
     lease = jobs.claim(job.id, "test")
     assert lease is not None
     kept = {
@@ -73,8 +59,10 @@ def evaluated(
     return job.id
 
 
-def test_a_checkpoint_that_beats_every_baseline_is_served(api: TestClient, data: DataRoot, jobs: JobStore) -> None:
-    make(data, "ckpt-1")
+def test_a_checkpoint_that_beats_every_baseline_is_served(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    save_selector("ckpt-1", shots=[1])
     job_id = evaluated(data, jobs, {"ckpt-1": 1.0})
     answer = api.post("/checkpoints/ckpt-1/promote", json={"by": "me"})
     assert answer.status_code == 200, answer.text
@@ -85,8 +73,10 @@ def test_a_checkpoint_that_beats_every_baseline_is_served(api: TestClient, data:
     assert read_deployment(data, "production").gate == gate
 
 
-def test_what_is_refused_says_why_and_is_served_by_an_override_alone(api: TestClient, data: DataRoot, jobs: JobStore) -> None:
-    make(data, "ckpt-1")
+def test_what_is_refused_says_why_and_is_served_by_an_override_alone(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    save_selector("ckpt-1", shots=[1])
     client = TrainerClient("http://testserver")
     client._http = api  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(Conflict, match="no evaluation of ckpt-1 on split 'val' of toy"):
@@ -100,8 +90,8 @@ def test_what_is_refused_says_why_and_is_served_by_an_override_alone(api: TestCl
     assert (served["gate"], served["by"], served["reason"]) == (None, "me", "I like it")
 
 
-def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore) -> None:
-    old, new = make(data, "ckpt-old"), make(data, "ckpt-new")
+def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+    old, new = save_selector("ckpt-old", shots=[1]), save_selector("ckpt-new", shots=[1])
     evaluated(data, jobs, {"ckpt-new": 1.0})
     promote(data, "production", old.checkpoint_id, by="me", reason="first")
     with pytest.raises(GateRefused, match="ckpt-old is served now and not in evaluation"):
@@ -120,8 +110,30 @@ def test_the_incumbent_is_to_be_beaten_too(data: DataRoot, jobs: JobStore) -> No
         promote(data, "production", "ckpt-old", by="me", reason="", gate={**gate, "incumbent": None})
 
 
-def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs: JobStore) -> None:
-    info = make(data, "ckpt-1")
+def test_a_damaged_deployment_holds_up_its_own_alias_until_an_override(
+    api: TestClient, data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    save_selector("ckpt-1", shots=[1])
+    evaluated(data, jobs, {"ckpt-1": 1.0})
+    data.deployment("production").parent.mkdir()
+    data.deployment("production").write_text('{"alias": "production"}')
+    refused = [
+        api.post("/checkpoints/ckpt-1/promote", json={"by": "me"}),
+        api.post("/deployments/production/rollback", json={"by": "me"}),
+    ]
+    for answer in refused:
+        assert answer.status_code == 422
+        assert "not a deployment: checkpoint_id is missing; promote a checkpoint with an override" in answer.json()["detail"]
+    # What another alias serves is known.
+    assert api.post("/checkpoints/ckpt-1/promote", json={"by": "me", "alias": "staging"}).status_code == 200
+    served = api.post("/checkpoints/ckpt-1/promote", json={"by": "me", "override": True, "reason": "it was damaged"})
+    assert (served.status_code, served.json()["predecessor"]) == (200, None)
+    assert read_deployment(data, "production").reason == "it was damaged"
+    assert data.path.joinpath("deployments", "production.json.broken").read_text() == '{"alias": "production"}'
+
+
+def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+    info = save_selector("ckpt-1", shots=[1])
     first = evaluated(data, jobs, {"ckpt-1": 1.0})
     evaluated(data, jobs, {"ckpt-1": 0.25})
     with pytest.raises(GateRefused, match="is not shown to be better"):
@@ -139,15 +151,17 @@ def test_a_named_evaluation_counts_and_otherwise_the_newest(data: DataRoot, jobs
         ({"per_query_sha256": "0" * 64}, "evaluate again"),
     ],
 )
-def test_an_evaluation_that_cannot_speak_for_it(data: DataRoot, jobs: JobStore, result: dict[str, Any], words: str) -> None:
-    info = make(data, "ckpt-1")
+def test_an_evaluation_that_cannot_speak_for_it(
+    data: DataRoot, jobs: JobStore, result: dict[str, Any], words: str, save_selector: Any
+) -> None:
+    info = save_selector("ckpt-1", shots=[1])
     evaluated(data, jobs, {"ckpt-1": 1.0}, **result)
     with pytest.raises(LeverPlusError, match=words):
         judge(data, jobs, info, alias="production", evaluation=None)
 
 
-def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: JobStore) -> None:
-    info = make(data, "ckpt-1")
+def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+    info = save_selector("ckpt-1", shots=[1])
     missing = [{"system": "best-fixed", "shots": None, "reason": "none"}]
     evaluated(data, jobs, {"ckpt-1": 1.0}, baselines=["zero-shot", *BASELINES[3:], "random"], unavailable=missing)
     gate = judge(data, jobs, info, alias="production", evaluation=None)
@@ -155,8 +169,27 @@ def test_what_could_not_be_evaluated_is_kept_in_the_gate(data: DataRoot, jobs: J
     assert "best-fixed" not in {one["baseline"] for one in gate["comparisons"]}
 
 
-def test_other_splits_shots_and_deleted_runs(data: DataRoot, jobs: JobStore) -> None:
-    info = make(data, "ckpt-1")
+def test_a_baseline_that_the_evaluation_did_not_ask_for_is_not_one_that_cannot_be_had(
+    data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    info = save_selector("ckpt-1", shots=[1])
+    missing = [{"system": "zero-shot", "shots": None, "reason": "0 is not among the numbers of shots"}]
+    job_id = evaluated(data, jobs, {"ckpt-1": 1.0}, shots=(1,), baselines=[*BASELINES[1:]], unavailable=missing)
+    with pytest.raises(GateRefused, match=f"evaluation {job_id} has no zero-shot, .* evaluate ckpt-1 at 0 shots too"):
+        judge(data, jobs, info, alias="production", evaluation=None)
+
+
+def test_an_evaluation_by_a_beam_does_not_speak_for_what_is_served_without_one(
+    data: DataRoot, jobs: JobStore, save_selector: Any
+) -> None:
+    info = save_selector("ckpt-1", shots=[1])
+    job_id = evaluated(data, jobs, {"ckpt-1": 1.0}, beam=4)
+    with pytest.raises(GateRefused, match=f"evaluation {job_id} chose with beam 4, a selection is made with 1 by default"):
+        judge(data, jobs, info, alias="production", evaluation=None)
+
+
+def test_other_splits_shots_and_deleted_runs(data: DataRoot, jobs: JobStore, save_selector: Any) -> None:
+    info = save_selector("ckpt-1", shots=[1])
     evaluated(data, jobs, {"ckpt-1": 1.0}, split="train")
     with pytest.raises(GateRefused, match="no evaluation of ckpt-1 on split 'val'"):
         judge(data, jobs, info, alias="production", evaluation=None)

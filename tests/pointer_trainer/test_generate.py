@@ -14,7 +14,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from leverplus import rl_data
-from leverplus.checkpoints import FORMAT, CheckpointInfo, read_info, save_checkpoint
+from leverplus.checkpoints import read_info
 from leverplus.data_root import DataRoot
 from leverplus.dataset import Dataset, write_dataset
 from leverplus.embeddings import Embeddings
@@ -24,7 +24,7 @@ from leverplus.fingerprint import Fingerprint
 from leverplus.ids import ItemId
 from leverplus.pools import PoolPolicy, Pools
 from leverplus.scoring import ScoreStats
-from leverplus.selector import PointerSelectorV3, SelectorConfig, selector_from_checkpoint
+from leverplus.selector import selector_from_checkpoint
 from pointer_trainer import dry_run
 from pointer_trainer.jobs import generate as generate_job
 from pointer_trainer.jobs.evaluate import evaluate
@@ -336,45 +336,26 @@ def test_an_unknown_item_ends_the_job_with_the_scorers_words(scorer: Any) -> Non
             list(stream.score(asked(1)))
 
 
-def save_selector(data: DataRoot, checkpoint_id: str, **parts: Any) -> CheckpointInfo:
-    dataset = Dataset.open(data.dataset("toy"))
-    policy = PoolPolicy(sampler="random", k=6)
-    pools = Pools(dataset, Embeddings.open(data.embeddings("toy"), dataset), policy)
-    config = SelectorConfig(d_model=8, hidden_dim=8)
-    fingerprint = Fingerprint(**{"dataset": dataset.fingerprint(), "pool": pools.fingerprint(), **parts})
-    info = CheckpointInfo(
-        checkpoint_id=checkpoint_id,
-        format=FORMAT,
-        selector=config.to_json(),
-        dataset="toy",
-        pool_policy=policy.to_json(),
-        shots=[1],
-        fingerprint=fingerprint,
-        training={},
-        rl_data=[],
-        metrics={},
-        code_version="0",
-        created_at="2026-01-01T00:00:00Z",
-    )
-    return save_checkpoint(data.checkpoint(checkpoint_id), PointerSelectorV3(config).tensors(), info)
-
-
-def test_a_checkpoint_proposes_in_place_of_an_untrained_selector(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_a_checkpoint_proposes_in_place_of_an_untrained_selector(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
-    info = save_selector(data, "ckpt-1")
+    info = save_selector("ckpt-1")
     generate(run.context(request(checkpoint="ckpt-1")))
     meta = rl_data.read(data.rl_data("rl-1")).meta
     assert meta["selector"] == {"source": "checkpoint", "checkpoint": "ckpt-1", "model_sha256": info.model_sha256}
 
 
-def test_a_checkpoint_of_another_pool_contract_is_refused(run: Any, data: DataRoot) -> None:
-    save_selector(data, "ckpt-1")
+def test_a_checkpoint_of_another_pool_contract_is_refused(run: Any, data: DataRoot, save_selector: Any) -> None:
+    save_selector("ckpt-1")
     with pytest.raises(FingerprintMismatch, match=r"pool\.policy\.k: expected 6, found 5"):
         generate(run.context(request(checkpoint="ckpt-1", pool={"k": 5})))
 
 
-def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(api: TestClient, data: DataRoot) -> None:
-    save_selector(data, "ckpt-1")
+def test_a_checkpoint_of_another_pool_contract_is_refused_before_there_is_a_job(
+    api: TestClient, data: DataRoot, save_selector: Any
+) -> None:
+    save_selector("ckpt-1")
     other = {"dataset": "toy", "pool": {"k": 5}}
     for path, body in (
         ("/rl-data/generate", {**other, "checkpoint": "ckpt-1"}),
@@ -391,9 +372,11 @@ def evaluation(**fields: Any) -> dict[str, Any]:
     return EvaluateRequest.model_validate({"dataset": "toy", "shots": [0, 1, 2], **fields}).model_dump(mode="json")
 
 
-def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(run: Any, scorer: Any, data: DataRoot) -> None:
+def test_evaluation_takes_the_pool_of_its_checkpoint_and_refuses_another_vlm(
+    run: Any, scorer: Any, data: DataRoot, save_selector: Any
+) -> None:
     run.scorer_url = scorer.url
-    save_selector(data, "ckpt-1", generation={"vlm": "another"})
+    save_selector("ckpt-1", generation={"vlm": "another"})
     with pytest.raises(FingerprintMismatch, match=r"generation\.vlm: expected 'another'"):
         evaluate(run.context(evaluation(checkpoints=["ckpt-1"])))
     with pytest.raises(FingerprintMismatch, match=r"pool\.policy\.k: expected 6, found 9"):

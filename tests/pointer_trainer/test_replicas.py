@@ -59,7 +59,7 @@ class FakeClient:
 def clients(monkeypatch: pytest.MonkeyPatch) -> Generator[list[FakeClient]]:
     made: list[FakeClient] = []
 
-    def make(url: str, key: str | None = None) -> FakeClient:
+    def make(url: str, **_: Any) -> FakeClient:
         made.append(FakeClient())
         return made[-1]
 
@@ -99,7 +99,7 @@ def test_jobs_may_begin_with_another_scorer_each(monkeypatch: pytest.MonkeyPatch
     asked: list[str] = []
 
     class Named(FakeClient):
-        def __init__(self, url: str, key: str | None = None) -> None:
+        def __init__(self, url: str, **_: Any) -> None:
             super().__init__()
             self.url = url
 

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from leverplus.deployments import promote, rollback
 from leverplus.files import file_sha256
 from leverplus.pools import PoolPolicy
+from selector_api import library
 from selector_api.health import HealthChecks
 from selector_api.library import Library
 
@@ -69,6 +70,13 @@ def _truncate_knowingly(folder: Path) -> None:
     info.write_text(info.read_text().replace(before, file_sha256(folder / "model.safetensors")))
 
 
+def _make_unreadable(folder: Path) -> None:
+    """Every read is an error of the system, whoever reads."""
+    path = folder / "model.safetensors"
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
 def _spoil_description(folder: Path) -> None:
     (folder / "checkpoint.json").write_text("{}")
 
@@ -87,6 +95,7 @@ def _change_pool(folder: Path) -> None:
         (_hide, "no checkpoint 'ckpt-b'"),
         (_truncate, "model.safetensors: sha256 is"),
         (_truncate_knowingly, "model.safetensors: not a safetensors file"),
+        (_make_unreadable, "cannot be read: "),
         (_spoil_description, "format is None"),
         (_change_pool, "pool.policy.k: expected"),
     ],
@@ -157,11 +166,97 @@ def test_what_serves_nothing_is_not_loaded_for_every_request(
     with running(toy.root) as client:
         for _ in range(20):
             response = client.get("/select?query_id=45")
-            assert response.status_code == 422
+            assert (response.status_code, response.headers["retry-after"]) == (503, "5")
             assert "model.safetensors: sha256 is" in response.json()["detail"]
         assert len(loads) == 1
         promote(toy.root, "production", "ckpt-b", by="test", reason="whole")
         assert client.get("/select?query_id=45").json()["checkpoint"] == "ckpt-b"
+
+
+@pytest.mark.parametrize(("spoil", "reason"), [(_hide, "no checkpoint 'ckpt-a'"), (_truncate, "model.safetensors: sha256 is")])
+def test_an_alias_that_nothing_can_be_served_under_is_asked_again_later(
+    toy: Any, running: Callable[..., Any], spoil: Callable[[Path], None], reason: str
+) -> None:
+    """Who asks by an alias can do nothing about its files; who names a checkpoint can name another."""
+    spoil(toy.root.checkpoint("ckpt-a"))
+    (toy.root.path / "deployments" / "broken.json").write_text("{")
+    with running(toy.root) as client:
+        told = {alias: client.get(f"/select?query_id=45&alias={alias}") for alias in ("production", "broken", "absent")}
+        asked = {"queries": [{"query_id": 45}]}
+        answers = [
+            told["production"],
+            client.get("/select?query_id=45"),
+            client.post("/select", json=asked),
+            client.get("/messages?query_id=45"),
+            client.post("/messages", json=asked),
+            client.get("/health/ready"),
+        ]
+        for answer in answers:
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.json()["type"] == "Unavailable"
+            assert answer.json()["detail"].startswith("deployment 'production' is away: ")
+            assert reason in answer.json()["detail"]
+        assert (told["broken"].status_code, told["absent"].status_code) == (503, 404)
+        assert "broken.json: not a deployment: not JSON" in told["broken"].json()["detail"]
+        assert client.get("/select?query_id=45&checkpoint=ckpt-a").status_code in (404, 422)
+        assert client.get("/select?query_id=45&alias=..%2fproduction").status_code == 422
+
+
+def _remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_hide, "served from memory: no checkpoint 'ckpt-a'"),
+        (_truncate, "model.safetensors: sha256 is"),
+        (_remove_weights, "model.safetensors: missing"),
+        (_truncate_knowingly, "checkpoint.json: no longer what was loaded"),
+        (_make_unreadable, "cannot be read: "),
+        (_spoil_description, "checkpoint.json: format is None"),
+        (_change_pool, "checkpoint.json: no longer what was loaded"),
+    ],
+)
+def test_damage_to_what_is_served_is_told_while_it_goes_on(
+    toy: Any, running: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], reason: str
+) -> None:
+    read: list[str] = []
+    unchanged = library.require_unchanged
+    monkeypatch.setattr(library, "require_unchanged", lambda folder, info: (read.append(folder.name), unchanged(folder, info)))
+    folder, kept = toy.root.checkpoint("ckpt-a"), toy.root.path / "kept"
+    shutil.copytree(folder, kept)
+    with running(toy.root) as client:
+        before = client.get("/select?query_id=45").json()
+        for _ in range(3):
+            assert client.get("/health/ready").json() == {"status": "ready"}
+        assert read == []
+        spoil(folder)
+        for _ in range(3):
+            ready = client.get("/health/ready")
+            assert ready.status_code == 200
+            assert ready.json()["warning"].startswith("deployment 'production' goes on with ckpt-a: served from memory: ")
+            assert reason in ready.json()["warning"]
+        assert reason in overview(client)["production"]["fault"]
+        assert 'leverplus_deployment_fault{alias="production"} 1.0' in client.get("/metrics").text
+        assert client.get("/select?query_id=45").json() == before
+        # Looked at as often as asked for, read once.
+        assert read == ["ckpt-a"]
+        shutil.rmtree(folder, ignore_errors=True)
+        kept.rename(folder)
+        assert client.get("/health/ready").json() == {"status": "ready"}
+        assert overview(client)["production"]["fault"] is None
+        assert 'leverplus_deployment_fault{alias="production"} 0.0' in client.get("/metrics").text
+        assert client.get("/select?query_id=46").status_code == 200
+        assert read == ["ckpt-a"] * 2
+
+
+def test_files_that_are_touched_and_hold_the_same_are_whole(toy: Any, running: Callable[..., Any]) -> None:
+    with running(toy.root) as client:
+        for path in toy.root.checkpoint("ckpt-a").iterdir():
+            path.touch()
+        assert client.get("/health/ready").json() == {"status": "ready"}
 
 
 def test_each_answer_is_one_checkpoints_while_the_alias_is_swapped(toy: Any, running: Callable[..., Any]) -> None:

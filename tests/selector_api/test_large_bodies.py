@@ -75,7 +75,7 @@ def test_a_part_that_is_larger_than_any_valid_one_is_refused_unread(client: Any,
     response = client.post("/select", json={"queries": [{"query_id": 45}], "exclude": [1] * 200_000})
     assert (response.status_code, response.json()["type"]) == (422, "InvalidInput")
     assert response.json()["detail"].startswith("body.exclude: 400,")
-    monkeypatch.setattr(large_bodies, "_LARGEST_QUERY", 300_000)
+    monkeypatch.setattr(large_bodies, "MAX_QUERY_BYTES", 300_000)
     response = client.post("/select", json={"queries": [{"query_id": 45}, {"embedding": [0.5] * 100_000}]})
     assert (response.status_code, response.json()["type"]) == (422, "InvalidInput")
     assert response.json()["detail"].startswith("body.queries.1: ")
@@ -86,6 +86,32 @@ def test_a_query_id_is_a_whole_number_and_nothing_that_can_be_taken_for_one(clie
         response = client.post("/select", json={"queries": [{"query_id": wrong}]})
         assert response.status_code == 422, wrong
         assert "queries.0.query_id" in response.json()["detail"]
+
+
+def test_text_is_taken_for_no_number(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = {"query_id": 45}
+    wrong = [
+        ({"queries": [query], "exclude": ["1"]}, "body.exclude.0"),
+        ({"queries": [query], "exclude": ["1,2"]}, "body.exclude.0"),
+        ({"queries": [query], "exclude": [True]}, "body.exclude.0"),
+        ({"queries": [query, {"embedding": [*VECTOR[:-1], "0.1"]}]}, "body.queries.1.embedding.15"),
+        ({"queries": [query, {"embedding": [*VECTOR[:-1], True]}]}, "body.queries.1.embedding.15"),
+    ]
+    for large in (large_bodies._LARGE_BYTES, 0):  # pyright: ignore[reportPrivateUsage]
+        monkeypatch.setattr(large_bodies, "_LARGE_BYTES", large)
+        for body, field in wrong:
+            response = client.post("/select", json=body)
+            assert (response.status_code, response.json()["errors"][0]["field"]) == (422, field)
+        whole = client.post("/select", json={"queries": [{"embedding": [1, *VECTOR[1:]]}], "exclude": [1]})
+        assert whole.status_code == 200, whole.text
+    assert client.get("/select?query_id=45&exclude=1,2&exclude=3").status_code == 200
+
+
+def test_a_vector_without_a_direction_is_refused_by_its_number(client: Any) -> None:
+    for vector in ([0.0] * 16, [1e-30] * 16):
+        response = client.post("/select", json={"queries": [{"query_id": 45}, {"embedding": vector}]})
+        assert (response.status_code, response.json()["type"]) == (422, "InvalidEmbeddings")
+        assert response.json()["detail"].startswith("queries.1: embedding: its length is 0 in float32")
 
 
 def test_what_is_valid_is_cut_and_what_is_not_is_left_to_fastapi() -> None:

@@ -394,7 +394,7 @@ def test_the_last_good_one_stays_while_its_successor_is_broken(world: World) -> 
         assert client.get("/select?query_id=1").json()["checkpoint"] == "ckpt-a"
         ready = client.get("/health/ready")
         assert ready.status_code == 200
-        assert "ckpt-a goes on instead" in ready.json()["warning"]
+        assert ready.json()["warning"].startswith("deployment 'production' goes on with ckpt-a: ")
         assert "production.json: not a deployment" in ready.json()["warning"]
         hidden = world.root.path / "hidden"
         promoted = world.root.deployment("production")

@@ -94,6 +94,12 @@ def test_whatever_pillow_raises_for_a_broken_image_names_the_file(
     assert isinstance(refused.value.__cause__, raised), "Pillow has learnt it; the case can go"
 
 
+def test_bytes_that_are_no_image_are_told_without_where_they_lie() -> None:
+    with pytest.raises(InvalidInput) as refused:
+        read_image(b"no image")
+    assert str(refused.value) == "image that was sent cannot be read: it is no image, or of a format that is not known"
+
+
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path: Path) -> None:
     """Both files end behind the header, so that reading on would tell of that."""
     for size, said in ((b"8001 8000", r"has 8001 × 8000 pixels, at most 64,000,000 are read"), (b"8000 8000", "cannot be read")):

@@ -27,7 +27,7 @@ import orjson
 from leverplus import __version__
 from leverplus.data_root import KINDS, DataRoot
 from leverplus.deployments import deletions_locked_out
-from leverplus.errors import NotFound
+from leverplus.errors import NotFound, Unavailable
 from leverplus.files import remove_folder, temporary_name
 
 FORMAT = 1
@@ -52,7 +52,8 @@ class Backup:
 
 
 def write_backup(root: DataRoot, stream: BinaryIO, *, database: Path | None) -> Backup:
-    """Writes the data folder to `stream`, while services run on it. NotFound where there is no such folder.
+    """Writes the data folder to `stream`, while services run on it. NotFound where there is no such folder;
+    Unavailable where the database cannot be copied, which takes room in that folder.
 
     `database` is SQLite's file; None for PostgreSQL, which is kept by its own means.
 
@@ -92,12 +93,16 @@ def _snapshot(root: DataRoot, database: Path | None) -> Generator[tuple[Path, st
 
 def _copy_database(source: Path, target: Path) -> None:
     """One state of it, however many write meanwhile; one file, without a log beside it."""
-    with (
-        closing(sqlite3.connect(source, timeout=_BUSY_TIMEOUT_S)) as read,
-        closing(sqlite3.connect(target)) as written,
-    ):
-        read.backup(written)
-        written.execute("PRAGMA journal_mode=DELETE")
+    try:
+        with (
+            closing(sqlite3.connect(source, timeout=_BUSY_TIMEOUT_S)) as read,
+            closing(sqlite3.connect(target)) as written,
+        ):
+            read.backup(written)
+            written.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as exc:
+        hint = f"is there room for a copy in {target.parent.parent}? `leverplus doctor` says whether the file is sound"
+        raise Unavailable(f"{source} cannot be copied: {exc}; {hint}") from exc
 
 
 def _link(source: Path, target: Path) -> None:

@@ -6,7 +6,8 @@ that holds others, fewer or more is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -139,20 +140,24 @@ def load_checkpoint(folder: Path) -> tuple[Tensors, CheckpointInfo]:
     Raises NotFound (no checkpoint), InvalidCheckpoint (unreadable, altered since it was written, a tensor missing,
     unexpected, of another shape, or not finite).
     """
-    info = read_info(folder)
     path = folder / MODEL_FILE
-    if not path.is_file():
-        raise InvalidCheckpoint(path=path, reason="missing; restore the whole folder")
-    if (found := file_sha256(path)) != info.model_sha256:
-        raise InvalidCheckpoint(
-            path=path, reason=f"sha256 is {found[:12]}…, {INFO_FILE} says {info.model_sha256[:12]}…; restore the whole folder"
-        )
-    try:
-        tensors = load_file(path)
-    except SafetensorError as exc:
-        raise InvalidCheckpoint(path=path, reason=f"not a safetensors file: {exc}") from exc
+    with _naming(folder):
+        info = read_info(folder)
+        _require_recorded(path, info)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as exc:
+            raise InvalidCheckpoint(path=path, reason=f"not a safetensors file: {exc}") from exc
     _check_tensors(path, tensors, info)
     return tensors, info
+
+
+def require_unchanged(folder: Path, info: CheckpointInfo) -> None:
+    """That the folder still holds what was loaded as `info`, tensors by their sha256; raises as `load_checkpoint` does."""
+    with _naming(folder):
+        if read_info(folder) != info:
+            raise InvalidCheckpoint(path=folder / INFO_FILE, reason="no longer what was loaded; restore the whole folder")
+        _require_recorded(folder / MODEL_FILE, info)
 
 
 def list_checkpoints(root: DataRoot) -> tuple[list[CheckpointInfo], dict[str, LeverPlusError]]:
@@ -179,6 +184,24 @@ def _are_fixed_pointers(value: Any) -> bool:
         )
         for shots, pointers in value.items()
     )
+
+
+@contextmanager
+def _naming(folder: Path) -> Generator[None]:
+    """What the system says of a file there is the checkpoint's fault."""
+    try:
+        yield
+    except OSError as exc:
+        raise InvalidCheckpoint(path=exc.filename or folder, reason=f"cannot be read: {exc.strerror or exc}") from exc
+
+
+def _require_recorded(path: Path, info: CheckpointInfo) -> None:
+    if not path.is_file():
+        raise InvalidCheckpoint(path=path, reason="missing; restore the whole folder")
+    if (found := file_sha256(path)) != info.model_sha256:
+        raise InvalidCheckpoint(
+            path=path, reason=f"sha256 is {found[:12]}…, {INFO_FILE} says {info.model_sha256[:12]}…; restore the whole folder"
+        )
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, npt.NDArray[Any]], info: CheckpointInfo) -> None:

@@ -8,21 +8,26 @@ checkpoint that was ever promoted, so that none of them goes by itself.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from leverplus.data_root import DataRoot
 from leverplus.errors import Conflict, InvalidConfig, NotFound, shorten
+from leverplus.files import atomic_file
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_ALIAS = "production"
 _HISTORY = "history.ndjson"
+_REQUIRED = ("alias", "checkpoint_id", "promoted_at", "by", "reason")
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ def promote(
     NotFound for a checkpoint that is not there; InvalidConfig without a gate's result and without a reason; Conflict where the
     gate compared with another checkpoint than `alias` serves by now. Promoting what is already served records the new reason
     and keeps the predecessor, so that a roll-back still leads somewhere else.
+
+    A file that is no deployment is InvalidConfig for a gate's result, and without one replaced: there is no predecessor then, and
+    what it held stays beside it as `<alias>.json.broken`.
     """
     if gate is None and not reason.strip():
         raise InvalidConfig(field="reason", reason="empty; a promotion without a gate's result needs the reason for it")
@@ -82,7 +90,13 @@ def promote(
     with deletions_locked_out(root):
         version = root.newest(path)
         _require_checkpoint(root, checkpoint_id)
-        current = _read(path, alias) if path.is_file() else None
+        try:
+            current = _read(path, alias) if path.is_file() else None
+        except InvalidConfig as exc:
+            if gate is not None:
+                raise
+            _keep_broken(path, exc)
+            current = None
         _require_incumbent(gate, checkpoint_id, current)
         predecessor = None
         if current is not None:
@@ -108,7 +122,8 @@ def _require_incumbent(gate: Mapping[str, Any] | None, checkpoint_id: str, curre
 def rollback(root: DataRoot, alias: str, by: str) -> Deployment:
     """Swaps the deployment with its predecessor; a second roll-back swaps them back.
 
-    NotFound without a deployment or when the predecessor's checkpoint was deleted; Conflict without a predecessor.
+    NotFound without a deployment or when the predecessor's checkpoint was deleted; Conflict without a predecessor;
+    InvalidConfig for a file that is no deployment: it does not say what was served before.
     """
     path = root.deployment(alias)
     with deletions_locked_out(root):
@@ -138,11 +153,10 @@ def parse_deployment(content: bytes, path: Path, alias: str) -> Deployment:
     try:
         value = orjson.loads(content)
     except orjson.JSONDecodeError as exc:
-        raise _no_deployment(path, str(exc)) from exc
+        raise _no_deployment(path, f"not JSON: {exc}") from exc
     deployment = _checked(path, value)
     if deployment.alias != alias:
-        reason = f"holds alias {deployment.alias!r}, expected {alias!r}; delete the file and promote again"
-        raise InvalidConfig(field=str(path), reason=reason)
+        raise _no_deployment(path, f"holds alias {deployment.alias!r}, expected {alias!r}")
     if deployment.predecessor is not None:
         _checked(path, deployment.predecessor, "predecessor.")
     return deployment
@@ -157,23 +171,38 @@ def _read(path: Path, alias: str) -> Deployment:
     return parse_deployment(path.read_bytes(), path, alias)
 
 
+def _keep_broken(path: Path, fault: InvalidConfig) -> None:
+    kept = _broken(path)
+    with atomic_file(kept) as stream:
+        stream.write(path.read_bytes())
+    logger.warning("replaced, and kept as %s: %s", kept.name, fault)
+
+
+def _broken(path: Path) -> Path:
+    return path.with_name(f"{path.name}.broken")
+
+
 def _checked(path: Path, value: Any, prefix: str = "") -> Deployment:
     """The deployment that JSON describes, every field of its type."""
-    try:
-        deployment = Deployment(**value)
-    except TypeError as exc:
-        raise _no_deployment(path, str(exc)) from exc
-    for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason"):
-        if not isinstance(found := getattr(deployment, name), str):
+    if not isinstance(value, dict):
+        raise _no_deployment(path, f"it is {shorten(repr(value))}, expected an object")
+    given = cast("dict[str, Any]", value)
+    if missing := [name for name in _REQUIRED if name not in given]:
+        raise _no_deployment(path, f"{prefix}{missing[0]} is missing")
+    if unknown := sorted(set(given) - {field.name for field in fields(Deployment)}):
+        raise _no_deployment(path, f"{prefix}{shorten(unknown[0])} is no field of one")
+    for name in _REQUIRED:
+        if not isinstance(found := given[name], str):
             raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected a string")
     for name in ("gate", "predecessor", "health"):
-        if not isinstance(found := getattr(deployment, name), dict | None):
+        if not isinstance(found := given.get(name), dict | None):
             raise _no_deployment(path, f"{prefix}{name} is {shorten(repr(found))}, expected an object or null")
-    return deployment
+    return Deployment(**given)
 
 
 def _no_deployment(path: Path, reason: str) -> InvalidConfig:
-    return InvalidConfig(field=str(path), reason=f"not a deployment: {reason}; delete the file and promote again")
+    way_out = f"promote a checkpoint with an override and a reason, which replaces the file and keeps it as {_broken(path).name}"
+    return InvalidConfig(field=str(path), reason=f"not a deployment: {reason}; {way_out}")
 
 
 def _require_checkpoint(root: DataRoot, checkpoint_id: str) -> None:
@@ -217,7 +246,7 @@ def ever_promoted(root: DataRoot) -> frozenset[str]:
 
 def _remember(root: DataRoot, deployment: Deployment) -> None:
     value = deployment.to_json()
-    line = {name: value[name] for name in ("alias", "checkpoint_id", "promoted_at", "by", "reason")}
+    line = {name: value[name] for name in _REQUIRED}
     path = root.path / "deployments" / _HISTORY
     version = root.newest(path)
     before = path.read_bytes() if path.is_file() else b""

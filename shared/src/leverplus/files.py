@@ -44,7 +44,7 @@ def atomic_file(path: Path, *, fence: Fence | None = None) -> Generator[BinaryIO
         temporary.replace(path)
     except BaseException as exc:
         temporary.unlink(missing_ok=True)
-        _name_file(exc, path)
+        name_file(exc, path)
         raise
     _sync_folder(path.parent)
 
@@ -66,12 +66,12 @@ def atomic_folder(path: Path, *, fence: Fence | None = None) -> Generator[Path]:
         temporary.rename(path)
     except BaseException as exc:
         remove_folder(temporary)
-        _name_file(exc, path)
+        name_file(exc, path)
         raise
     _sync_folder(path.parent)
 
 
-def _name_file(error: BaseException, path: Path) -> None:
+def name_file(error: BaseException, path: Path) -> None:
     """A failing write does not say to which file: a full disk is then reported with the path that was being made."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(path)
@@ -105,23 +105,32 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def remove_left_over(root: Path, *, older_than_s: float = 60.0) -> list[Path]:
+def remove_left_over(root: Path, *, older_than_s: float = 60.0, all_writers_here: bool = True) -> list[Path]:
     """Deletes the temporary files and folders of writers that were killed, at most three levels below `root`; their paths.
 
-    A writer is gone if no process of this machine has the pid in the name: call it where all writers are of this machine.
+    A writer is gone if no process of this machine has the pid in the name, and nothing was changed for `older_than_s`. Where
+    writers may be in other containers or machines, not `all_writers_here`, the pid says nothing: age alone decides.
     """
     removed: list[Path] = []
     for pattern in (".*.tmp", "*/.*.tmp", "*/*/.*.tmp"):
         for path in root.glob(pattern):
             found = _TEMPORARY.fullmatch(path.name)
-            if found is None or _is_alive(int(found[1])) or time.time() - path.stat().st_mtime < older_than_s:
+            if found is None or (all_writers_here and _is_alive(int(found[1]))):
                 continue
-            if path.is_dir():
-                remove_folder(path)
-            else:
-                path.unlink()
-            removed.append(path)
+            with suppress(FileNotFoundError):  # its writer lives and is done, or another removes it
+                if time.time() - _last_change(path) < older_than_s:
+                    continue
+                if path.is_dir():
+                    remove_folder(path)
+                else:
+                    path.unlink()
+                removed.append(path)
     return removed
+
+
+def _last_change(path: Path) -> float:
+    """When the path or anything in it was last changed: not its mtime, which a copy may have from its original."""
+    return max(each.stat().st_ctime for each in (path, *path.rglob("*")))
 
 
 def _is_alive(pid: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from leverplus.errors import InvalidInput
 
@@ -32,7 +32,9 @@ def opened(source: Path | bytes) -> Generator[Image.Image]:
         raise
     except Exception as exc:
         # What Pillow's readers raise for a broken file is told nowhere: RuntimeError, AttributeError, NotImplementedError, ...
-        raise InvalidInput(f"image {name} cannot be read: {exc}", image=name) from exc
+        # Of bytes that it does not know it tells where in memory they lie.
+        reason = "it is no image, or of a format that is not known" if isinstance(exc, UnidentifiedImageError) else exc
+        raise InvalidInput(f"image {name} cannot be read: {reason}", image=name) from exc
 
 
 def read_image(source: Path | bytes) -> Image.Image:

@@ -32,6 +32,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 _PREFIX = "leverplus_"
 _KEY = re.compile(rb"leverplus_[A-Za-z0-9_-]{43}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OF_NAMES = "made of letters, digits, '.', '_' and '-', at most 64, the first a letter or digit"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _LARGEST_FILE_BYTES = 2**20
 _LOOKED_AT_EVERY_S = 1.0
@@ -53,6 +54,8 @@ class Key:
 
 def new_key(name: str, role: Role, *, expires: date | None = None, rate: float | None = None) -> tuple[str, str]:
     """A new key, and its line for the file, which does not tell the key. InvalidConfig for what a line cannot hold."""
+    if not _NAME.fullmatch(name):
+        raise InvalidConfig(field="name", reason=f"{name!r}: the name is {_OF_NAMES}")
     key = _PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {role} {hashlib.sha256(key.encode()).hexdigest()}"
     line += f" expires={expires.isoformat()}" if expires is not None else ""
@@ -74,7 +77,7 @@ def read_keys(lines: Iterable[str], source: str) -> list[Key]:
             raise InvalidConfig(field=place, reason="write `name role sha256`; `leverplus keys new` prints such a line")
         name, role, digest, *options = fields
         if not _NAME.fullmatch(name):
-            raise InvalidConfig(field=place, reason="the name is made of letters, digits, '.', '_' and '-', at most 64")
+            raise InvalidConfig(field=place, reason=f"the name is {_OF_NAMES}")
         if not _is_role(role):
             raise InvalidConfig(field=place, reason=f"the role of {name} is none of {', '.join(ROLES)}")
         if not _SHA256.fullmatch(digest):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -11,8 +13,8 @@ import orjson
 
 from leverplus.backup import CHECKSUMS, DATABASE, FORMAT, HEADER, SINGLE, Backup, Hashed
 from leverplus.data_root import KINDS
-from leverplus.errors import InvalidInput
-from leverplus.files import remove_folder, remove_left_over, temporary_name
+from leverplus.errors import InvalidInput, Unavailable
+from leverplus.files import name_file, remove_folder, remove_left_over, temporary_name
 
 _CHUNK = 1024 * 1024
 _LARGEST_JSON = 1024 * 1024 * 1024
@@ -26,27 +28,30 @@ class InvalidBackup(InvalidInput):
 def read_backup(stream: BinaryIO, data: Path) -> Backup:
     """Makes the data folder `data` of an archive; all of it is there at the end, or nothing.
 
-    InvalidInput where `data` holds something already; InvalidBackup for an archive that is cut short, altered, or no backup.
+    InvalidInput where `data` holds something already; InvalidBackup for an archive that is cut short, altered, or no backup;
+    Unavailable where its disk has less room than the archive takes, which only a file tells before it is read.
     """
-    made = not data.exists()
-    if not made:
+    if data.exists():
         _require_empty(data)
-    data.mkdir(parents=True, exist_ok=True)
+    _require_room(stream, data)
+    made = [path for path in (data, *data.parents) if not path.exists()]
     folder = temporary_name(data / "restore")
     moved: list[Path] = []
     try:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         backup = _unpack(stream, folder)
         os.sync()
         # The database last: services that were started too early find nothing to work on.
         for path in sorted(folder.iterdir(), key=lambda path: path.name == DATABASE):
             moved.append(path.rename(data / path.name))
-    except BaseException:
+    except BaseException as exc:
         for path in moved:
             remove_folder(path) if path.is_dir() else path.unlink()
         remove_folder(folder)
-        if made:
-            data.rmdir()
+        for path in made:
+            with suppress(OSError):  # not made yet, or somebody else has put something into it
+                path.rmdir()
+        name_file(exc, data)
         raise
     folder.rmdir()
     return backup
@@ -60,6 +65,18 @@ def _require_empty(data: Path) -> None:
     if held:
         listed = ", ".join(held[:5]) + (", …" if len(held) > 5 else "")
         raise InvalidInput(f"{data} is not empty ({listed}): a backup is restored into a new folder; name another, or empty it")
+
+
+def _require_room(stream: BinaryIO, data: Path) -> None:
+    """The archive of a file is no larger than what comes out of it, give or take its headers."""
+    try:
+        needed = os.fstat(stream.fileno()).st_size
+    except OSError:  # not a file: a buffer in memory
+        return
+    free = shutil.disk_usage(next(path for path in (data, *data.parents) if path.exists())).free
+    if needed > free:
+        reason = f"the backup takes {needed / 2**20:,.1f} MiB, {free / 2**20:,.1f} MiB are free there"
+        raise Unavailable(f"{data}: {reason}; free some space, or choose a folder on another disk with --data")
 
 
 def _unpack(stream: BinaryIO, folder: Path) -> Backup:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,26 +17,14 @@ from typing import Any, Self, TypeVar
 import httpx
 from typing_extensions import Unpack
 
-from leverplus.client import (
-    CONNECT_LIMIT_S,
-    DIRECT,
-    ServiceClient,
-    checked_url,
-    key_headers,
-    raise_problem,
-    say_for_whom,
-    transport_errors,
-)
+from leverplus.client.attempts import PATIENCE, Attempts
+from leverplus.client.problems import built_request, raise_problem, transport_errors
+from leverplus.client.service import CONNECT_LIMIT_S, DIRECT, ServiceClient, checked_url, key_headers, say_for_whom
 from leverplus.errors import LeverPlusError
-from leverplus.retrying import RetryPolicy, retry_after_s
+from leverplus.retrying import RetryPolicy
 from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, AskedQuery, Choosing, Prompt, Selection
 
 T = TypeVar("T")
-
-PATIENCE = RetryPolicy(attempts=5, total_s=60.0, first_wait_s=0.2, longest_wait_s=10.0)
-"""`attempt_s` is the client's own timeout."""
-
-_MAY_PASS = (429, 500, 502, 503, 504)
 
 
 def unseen_query(image: Path | bytes | None, question: str) -> AskedQuery:
@@ -49,22 +36,10 @@ def unseen_query(image: Path | bytes | None, question: str) -> AskedQuery:
 
 
 class SelectorClient(ServiceClient):
-    """The selector at `base_url`. A request that is turned away (429), fails (5xx) or gets no answer is tried again, as `retry`
-    says; then its error is raised."""
+    """Choices, and the prompts that they make."""
 
     service = "selector_api"
-
-    def __init__(
-        self,
-        base_url: str,
-        *,
-        key: str | None = None,
-        timeout_s: float = 60.0,
-        retry: RetryPolicy = PATIENCE,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        super().__init__(base_url, key=key, timeout_s=timeout_s, transport=transport)
-        self._retry = retry
+    repeatable = frozenset({"/select", "/messages"})
 
     def select(self, query_id: int | None = None, *, question_id: str | None = None, **choosing: Unpack[Choosing]) -> Selection:
         """Demonstrations for a query of the dataset; only one of the two ids is required."""
@@ -95,17 +70,7 @@ class SelectorClient(ServiceClient):
         return self._ask("GET", "/deployments")["deployments"]
 
     def _ask(self, method: str, path: str, **arguments: Any) -> Any:
-        tries = _Tries(self._retry)
-        while True:
-            response: httpx.Response | None = None
-            try:
-                with self._transport_errors(f"{method} {path}"):
-                    response = self._http.request(method, path, **arguments)
-                raise_problem(response)
-                return response.json()
-            except LeverPlusError as exc:
-                wait_s = tries.wait_s(exc, response)
-            time.sleep(wait_s)
+        return self.request(method, path, **arguments).json()
 
 
 class AsyncSelectorClient:
@@ -173,38 +138,20 @@ class AsyncSelectorClient:
         return (await self._ask("GET", "/deployments"))["deployments"]
 
     async def _ask(self, method: str, path: str, **arguments: Any) -> Any:
-        tries = _Tries(self._retry)
+        # All that is asked of a selector may be asked twice.
+        attempts = Attempts(self._retry, repeatable=True)
         while True:
+            request = built_request(self._http, method, path, arguments)
             response: httpx.Response | None = None
             try:
                 with transport_errors(self.service, self.base_url, f"{method} {path}", self._http.timeout.read):
                     async with self._places:
-                        response = await self._http.request(method, path, **arguments)
+                        response = await self._http.send(request)
                 raise_problem(response)
                 return response.json()
             except LeverPlusError as exc:
-                wait_s = tries.wait_s(exc, response)
+                wait_s = attempts.wait_s(exc, response)
             await asyncio.sleep(wait_s)
-
-
-class _Tries:
-    """The attempts of one request."""
-
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
-        self._begun = time.monotonic()
-        self._attempt = 0
-
-    def wait_s(self, error: LeverPlusError, response: httpx.Response | None) -> float:
-        """How long to wait before the next; raises `error` where another is of no use, or too many. `response`: None without."""
-        if response is not None and response.status_code not in _MAY_PASS:
-            raise error
-        self._attempt += 1
-        asked_for = None if response is None else response.headers.get("Retry-After")
-        wait = self._policy.wait_s(self._attempt, retry_after_s(asked_for))
-        if self._policy.gives_up(self._attempt, time.monotonic() - self._begun, wait):
-            raise error
-        return wait
 
 
 def _parameters(query_id: int | None, question_id: str | None, choosing: Choosing) -> dict[str, Any]:

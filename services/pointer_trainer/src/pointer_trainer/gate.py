@@ -7,13 +7,14 @@ from typing import Any
 
 from leverplus.checkpoints import CheckpointInfo
 from leverplus.data_root import DataRoot
-from leverplus.deployments import list_deployments
+from leverplus.deployments import read_deployment
 from leverplus.errors import Conflict
 from leverplus.evaluation.gate import Gate, run_gate
 from leverplus.store import Job, JobStore
 from pointer_trainer.jobs import EVALUATE
 from pointer_trainer.per_query import PerQuery, read_per_query
 from pointer_trainer.requests import BASELINES
+from pointer_trainer.systems import ZERO_SHOT
 
 SPLIT = "val"
 _NEWEST = 1000
@@ -82,6 +83,17 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
     known = {one["system"] for one in result["unavailable"]}
     if left_out := [baseline for baseline in BASELINES if baseline not in result["baselines"] and baseline not in known]:
         raise GateRefused(f"evaluation {job.id} left out {', '.join(left_out)}: evaluate {name} with every baseline", gate=None)
+    if ZERO_SHOT not in result["baselines"] and 0 not in job.config["shots"]:
+        raise GateRefused(
+            f"evaluation {job.id} has no {ZERO_SHOT}, its numbers of shots are {job.config['shots']}: evaluate {name} at 0 shots "
+            "too",
+            gate=None,
+        )
+    if (beam := job.config["beam"]) != 1:
+        raise GateRefused(
+            f"evaluation {job.id} chose with beam {beam}, a selection is made with 1 by default: evaluate {name} with beam 1",
+            gate=None,
+        )
     if count := result["trained_on"].get(name):
         raise GateRefused(
             f"{name} was trained on {count} of the queries of evaluation {job.id}: they say nothing of others", gate=None
@@ -90,8 +102,10 @@ def _require_fair(result: Mapping[str, Any], job: Job, name: str) -> None:
 
 def _incumbent(root: DataRoot, alias: str, name: str) -> str | None:
     """The other checkpoint that the alias serves now."""
-    current = next((deployment for deployment in list_deployments(root) if deployment.alias == alias), None)
-    return None if current is None or current.checkpoint_id == name else current.checkpoint_id
+    if not root.deployment(alias).is_file():
+        return None
+    current = read_deployment(root, alias)
+    return None if current.checkpoint_id == name else current.checkpoint_id
 
 
 def _compared(

@@ -11,7 +11,7 @@ from leverplus.checkpoints import list_checkpoints
 from leverplus.data_root import DataRoot
 from leverplus.deployments import deletions_locked_out, ever_promoted
 from leverplus.errors import NotFound
-from leverplus.files import empty_trash, set_aside
+from leverplus.files import empty_trash, remove_left_over, set_aside
 from leverplus.store import Job, JobStore
 from leverplus.store.jobs import TERMINAL
 from pointer_trainer.deletion import Deleted, prune_checkpoints
@@ -20,11 +20,14 @@ HOUSEKEEPING_EVERY_S = 600.0
 ORPHAN_AGE_S = 3600.0
 """A run directory as old as this whose job has no row never gets one: its request is over."""
 
+UNFINISHED_AGE_S = 3600.0
+"""A temporary file unchanged for this long has no writer any more. Workers elsewhere write here too: pids do not tell."""
+
 logger = logging.getLogger(__name__)
 
 
 def keep_house(root: DataRoot, jobs: JobStore, *, retention_days: float | None) -> None:
-    """One round: orphans and trash always, the rest only with a retention. What goes is logged."""
+    """One round: orphans, trash and unfinished files always, the rest only with a retention. What goes is logged."""
     for folder in remove_orphans(root, jobs):
         logger.info("removed run directory %s: its job was never made", folder.name)
     if retention_days is not None:
@@ -35,6 +38,8 @@ def keep_house(root: DataRoot, jobs: JobStore, *, retention_days: float | None) 
             logger.info("removed checkpoint %s (%d bytes), over %g days old", deleted.name, deleted.bytes, retention_days)
     for parent in ("runs", "checkpoints"):
         empty_trash(root.path / parent)
+    for path in remove_left_over(root.path, older_than_s=UNFINISHED_AGE_S, all_writers_here=False):
+        logger.info("removed %s, which a killed process had left behind", path.relative_to(root.path))
 
 
 def remove_orphans(root: DataRoot, jobs: JobStore, *, older_than_s: float = ORPHAN_AGE_S) -> list[Path]:

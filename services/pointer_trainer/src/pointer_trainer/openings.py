@@ -102,7 +102,8 @@ def opened_note(openings: Sequence[Opening]) -> str:
     last, count = openings[-1], len(openings)
     for_what = ", ".join(last.checkpoints) or "the baselines"
     times = "once" if count == 1 else f"{count} times"
-    return f"Its test split has been opened {times}, last by {last.by} on {last.at[:16]} UTC for {for_what}."
+    by = " ".join(last.by.split())
+    return f"Its test split has been opened {times}, last by {by} on {last.at[:16]} UTC for {for_what}."
 
 
 def _read(path: Path) -> list[Opening]:

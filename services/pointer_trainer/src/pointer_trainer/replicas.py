@@ -12,7 +12,7 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from leverplus.client import ScorerClient
+from leverplus.client import ONCE, ScorerClient
 from leverplus.errors import DeadlineExceeded, LeverPlusError, QueueFull, Unavailable
 from leverplus.scoring import ScorePlanResponse, ScoreRequest, ScoreResponse
 
@@ -43,7 +43,9 @@ class Replicas:
         do not all begin with the same."""
         told = None if key is None else key.get_secret_value()
         start = first % max(len(urls), 1)
-        self._replicas = [_Replica(ScorerClient(url, key=told)) for url in (*urls[start:], *urls[:start])]
+        # Once: another replica is a better second try than the same one.
+        clients = [ScorerClient(url, key=told, retry=ONCE) for url in (*urls[start:], *urls[:start])]
+        self._replicas = [_Replica(client) for client in clients]
         self._rest_s = rest_s
         self._turns = 0
         self._lock = threading.Lock()

@@ -88,6 +88,9 @@ def resolve_query(
     if not np.isfinite(length):
         reason = "its length is not finite in float32; send it as the encoder makes it, of about unit length"
         raise InvalidEmbeddings(path="embedding", reason=reason)
+    if length == 0:
+        reason = "its length is 0 in float32, so that nothing is nearer to it than another; send what the encoder makes"
+        raise InvalidEmbeddings(path="embedding", reason=reason)
     return Query(None, vector)
 
 

@@ -12,15 +12,15 @@ from starlette.middleware import Middleware
 
 from leverplus.data_root import DataRoot
 from leverplus.deployments import DEFAULT_ALIAS
-from leverplus.errors import Unavailable
 from leverplus.web import Shortcut, create_service
 from selector_api.batches import Batches
+from selector_api.deployment_routes import FaultGauge
 from selector_api.deployment_routes import router as deployments_router
 from selector_api.encoding import Encoding
 from selector_api.following import Follower
 from selector_api.health import HealthChecks, HealthGauges
 from selector_api.known_answers import KnownAnswers
-from selector_api.library import Library
+from selector_api.library import Library, nothing_served
 from selector_api.message_routes import router as messages_router
 from selector_api.routes import router, select_one
 from selector_api.settings import SelectorSettings
@@ -38,10 +38,8 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
         served, fault = library.follow(DEFAULT_ALIAS)
         if served is None:
             assert fault is not None
-            raise Unavailable(what=f"deployment {DEFAULT_ALIAS!r}", reason=str(fault), hint="nothing is served under it")
-        if fault is not None:
-            return f"deployment {DEFAULT_ALIAS!r} cannot be served, {served.info.checkpoint_id} goes on instead: {fault}"
-        return None
+            raise nothing_served(DEFAULT_ALIAS, fault)
+        return None if fault is None else f"deployment {DEFAULT_ALIAS!r} goes on with {served.info.checkpoint_id}: {fault}"
 
     batches = Batches()
     encoding = encoding or Encoding()
@@ -65,6 +63,7 @@ def create_app(settings: SelectorSettings, *, encoding: Encoding | None = None) 
     registry = CollectorRegistry()
     selections = Counter("leverplus_selections", "Queries answered", ["policy"], registry=registry)
     registry.register(HealthGauges(library.served, health))
+    registry.register(FaultGauge(library))
     known = KnownAnswers(library)
     app = create_service(
         "selector_api",

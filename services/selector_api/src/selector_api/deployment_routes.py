@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import APIRouter, Request
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
+from typing_extensions import override
 
 from selector_api.health import HealthChecks
 from selector_api.library import Library
@@ -14,7 +18,8 @@ router = APIRouter(tags=["deployments"])
 
 
 class ServedAlias(BaseModel):
-    """An alias. Where `fault` is there, its deployment as it is now cannot be served, and `checkpoint` is the last that could."""
+    """An alias. Where `fault` is there, its deployment as it is now cannot be served, and `checkpoint` is the last that could; or
+    it is served from memory, and its files are damaged."""
 
     alias: str
     checkpoint: str | None = Field(description="What is served; null where nothing is")
@@ -27,6 +32,23 @@ class ServedAlias(BaseModel):
 
 class ServedAliases(BaseModel):
     deployments: list[ServedAlias]
+
+
+class FaultGauge(Collector):
+    """/metrics: leverplus_deployment_fault{alias}, for each alias that is in memory."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+
+    @override
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        described = "1 while a restart would not serve what is served: the deployment, or what was loaded, is damaged"
+        gauge = GaugeMetricFamily("leverplus_deployment_fault", described, labels=["alias"])
+        for alias in self._library.served():
+            served, fault = self._library.follow(alias)
+            if served is not None:
+                gauge.add_metric([alias], float(fault is not None))
+        yield gauge
 
 
 @router.get("/deployments")

@@ -21,13 +21,16 @@ from starlette.exceptions import HTTPException
 
 from leverplus.errors import InvalidInput
 from leverplus.selection import MAX_QUERIES
-from selector_api.schemas import Choosing, MessagesRequest, QueryReference, SelectRequest
+from selector_api.schemas import (
+    MAX_CHOOSING_BYTES,
+    MAX_QUERY_BYTES,
+    Choosing,
+    MessagesRequest,
+    QueryReference,
+    SelectRequest,
+)
 
 _LARGE_BYTES = 256 * 1024
-_LARGEST_PART = 256 * 1024
-"""Bytes of whatever is said beside the queries: ids to exclude."""
-_LARGEST_QUERY = 16 * 2**20
-"""Bytes of one query: an image in base64, and more than an embedding takes."""
 
 _others: list[tuple[str, type, Any]] = [(name, msgspec.Raw, msgspec.Raw(b"")) for name in Choosing.model_fields]
 _Cut = msgspec.defstruct("Cut", [("queries", list[msgspec.Raw]), *_others], forbid_unknown_fields=True)
@@ -44,12 +47,12 @@ def read_large(body: bytes, model: type[SelectRequest | MessagesRequest]) -> Any
             return json.loads(body)
         raw = {name: bytes(getattr(cut, name)) for name in Choosing.model_fields}
         for name, part in raw.items():
-            _require_at_most(f"body.{name}", part, _LARGEST_PART)
+            _require_at_most(f"body.{name}", part, MAX_CHOOSING_BYTES)
         given: dict[str, Any] = {name: orjson.loads(part) for name, part in raw.items() if part}
         queries: list[QueryReference] = []
         for number, part in enumerate(cut.queries):
             one = bytes(part)
-            _require_at_most(f"body.queries.{number}", one, _LARGEST_QUERY)
+            _require_at_most(f"body.queries.{number}", one, MAX_QUERY_BYTES)
             queries.append(QueryReference.model_validate_json(one))
             time.sleep(0)  # hands the interpreter over
         return model.model_validate({**given, "queries": queries})

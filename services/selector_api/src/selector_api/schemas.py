@@ -14,6 +14,10 @@ from leverplus.selection import MAX_PROMPTS, MAX_QUERIES, PolicyName
 MAX_BEAM = 64
 MAX_EXCLUDED = 1_000
 MAX_QUESTION = 2_000
+MAX_QUERY_BYTES = 16 * 2**20
+"""Of one query's JSON in a large body: an image in base64, and more than an embedding takes."""
+MAX_CHOOSING_BYTES = 256 * 1024
+"""Of the JSON of each thing that a large body says beside its queries: the ids to exclude take a tenth of it."""
 
 Shots = Annotated[
     int | None,
@@ -24,21 +28,22 @@ Beam = Annotated[
 ]
 
 
+_EXCLUDED = "Ids of items that are not to be chosen; they are taken out of the pool"
+
+Excluded = Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(max_length=MAX_EXCLUDED, description=_EXCLUDED)]
+
+
 def _split_at_commas(value: Any) -> Any:
     """In a URL a list is written with commas, by repeating the parameter, or both."""
     if not isinstance(value, list | tuple):
         return value
-    given = cast("Iterable[Any]", value)
-    return [part for each in given for part in (each.split(",") if isinstance(each, str) else [each])]
+    return [part for each in cast("Iterable[str]", value) for part in each.split(",")]
 
 
-Excluded = Annotated[
+ExcludedInUrl = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...],
+    Field(max_length=MAX_EXCLUDED, description=f"{_EXCLUDED}. Separated by commas"),
     BeforeValidator(_split_at_commas),
-    Field(
-        max_length=MAX_EXCLUDED,
-        description="Ids of items that are not to be chosen; they are taken out of the pool. In a URL separated by commas",
-    ),
 ]
 
 
@@ -66,6 +71,7 @@ class Choosing(BaseModel):
 
 
 class SelectParameters(Choosing):
+    exclude: ExcludedInUrl = ()
     query_id: Annotated[int | None, Field(description="The query's item id")] = None
     question_id: Annotated[str | None, Field(description="The dataset's own question id, instead of query_id")] = None
 
@@ -78,7 +84,8 @@ class QueryReference(BaseModel):
     query_id: Annotated[int | None, Field(strict=True)] = None
     question_id: str | None = None
     embedding: Annotated[
-        list[float] | None, Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it")
+        list[Annotated[float, Field(strict=True)]] | None,
+        Field(description="The vector [d] of a query outside the dataset, as the dataset's encoder makes it"),
     ] = None
     image: Annotated[
         str | None,

@@ -24,7 +24,7 @@ from leverplus.cli import (
     shared,
 )
 from leverplus.cli.one_line_errors import OneLineErrors
-from leverplus.cli.options import ServiceKey
+from leverplus.cli.options import ServiceKey, given_key
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -42,9 +42,9 @@ app.add_typer(shared.app, name="shared")
 
 
 @app.callback()
-def options(context: typer.Context, key: ServiceKey = None) -> None:
+def options(key: ServiceKey = None) -> None:
     """Choosing in-context demonstrations for vision-language models."""
-    context.obj = key
+    given_key.set(key)
 
 
 __all__ = ["app"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, Data, data_root, database_url
+from leverplus.cli.options import DEFAULT_DATA, Data, data_root, database_url, require_folder
 
 if TYPE_CHECKING:
     from leverplus.data_root import DataRoot
@@ -43,6 +43,7 @@ def backup(
         path = Path(file)
         if path.exists():
             raise InvalidInput(f"{path} is there already; name a new file")
+        require_folder(path)
         with atomic_file(path) as stream:
             made = write_backup(root, stream, database=database)
     told = f"{made.files} files, {shown_bytes(made.bytes)}, in {time.monotonic() - started:.1f} s, as of {made.made_at}"

@@ -44,7 +44,7 @@ def doctor(
     from dataclasses import asdict
 
     from leverplus.cli.output import print_json, print_table
-    from leverplus.doctor import data_findings, installation_findings, reachable_findings
+    from leverplus.doctor import data_findings, installation_findings, reachable_findings, service_findings
     from leverplus.launcher import Ports
 
     folder = data.resolve()
@@ -53,6 +53,7 @@ def doctor(
         *installation_findings(os.environ),
         *_settings(vlm),
         *reachable_findings(redis_url=redis_url(), database_url=database_url(), data=folder, ports=ports),
+        *service_findings(os.environ, folder),
         *data_findings(folder, shared_url()),
     ]
     is_well = all(finding.state != "WRONG" for finding in findings)

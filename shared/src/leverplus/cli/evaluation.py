@@ -1,4 +1,4 @@
-"""Commands that judge: evaluate, headroom, estimate, promote."""
+"""Commands that judge, and have what was judged served: evaluate, headroom, estimate, promote, rollback."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 from leverplus.cli.jobs import finish_job
 from leverplus.cli.options import TRAINER, Json, TrainerUrl, Wait, service_key
 
+By = Annotated[str | None, typer.Option(help="Who; default: the user's name here.")]
+
 
 def register(app: typer.Typer) -> None:
-    for command in (evaluate, headroom, estimate, promote):
+    for command in (evaluate, headroom, estimate, promote, rollback):
         app.command()(command)
 
 
@@ -111,7 +113,7 @@ def promote(
     evaluation: Annotated[str | None, typer.Option(help="Job that evaluated it on val; default: the newest that did.")] = None,
     override: Annotated[bool, typer.Option("--override", help="Do not ask the gate; --reason says why.")] = False,
     alias: Annotated[str, typer.Option(help="What serves it.")] = "production",
-    by: Annotated[str | None, typer.Option(help="Who; default: the user's name here.")] = None,
+    by: By = None,
     as_json: Json = False,
     trainer_url: TrainerUrl = TRAINER,
 ) -> None:
@@ -129,6 +131,24 @@ def promote(
     print(f"{alias} serves {checkpoint}; {gate_note(deployment)}")
     for warning in health_warnings(deployment.get("health")):
         print(f"warning: {checkpoint}: {warning}")
+
+
+def rollback(
+    alias: Annotated[str, typer.Argument(help="What is to serve again what it served before.")] = "production",
+    by: By = None,
+    as_json: Json = False,
+    trainer_url: TrainerUrl = TRAINER,
+) -> None:
+    """Have an alias serve what it served before its last promotion; a second roll-back swaps the two back."""
+    from leverplus.cli.output import print_json
+    from leverplus.client import TrainerClient
+
+    with TrainerClient(trainer_url, key=service_key()) as client:
+        deployment = client.rollback(alias, by=by or getpass.getuser())
+    if as_json:
+        print_json(deployment)
+        return
+    print(f"{alias} served {deployment['predecessor']['checkpoint_id']}, and serves {deployment['checkpoint_id']} again")
 
 
 def gate_note(deployment: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ _ORDER = (
     "evaluate",
     "estimate",
     "promote",
+    "rollback",
     "select",
     "jobs",
     "checkpoints",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import click
 import typer
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ ServiceKey = Annotated[
     ),
 ]
 """Of `leverplus` itself, before the command."""
+given_key: ContextVar[str | None] = ContextVar("given_key", default=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would go and how large it is, delete nothing.")]
@@ -64,6 +65,14 @@ def data_root(data: Path) -> DataRoot:
     if data.exists() and not data.is_dir():
         raise InvalidConfig(field="--data", reason=f"{data} is not a folder")
     return DataRoot(data.resolve())
+
+
+def require_folder(target: Path) -> None:
+    """NotFound where the file `target` would be the first thing in its folder: a mistyped path makes none."""
+    from leverplus.errors import NotFound
+
+    if not target.parent.is_dir():
+        raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
 
 
 def open_dataset(data: Path, name: str) -> Dataset:
@@ -109,8 +118,7 @@ def scorer_count(scorers: str) -> int | None:
 
 def service_key() -> str | None:
     """The key to ask services with; empty counts as unset."""
-    context = click.get_current_context(silent=True)
-    return (context.find_root().obj or None) if context is not None else None
+    return given_key.get() or None
 
 
 def require_scorer_key() -> None:
@@ -137,6 +145,16 @@ def database_url() -> str | None:
 def shared_url() -> str | None:
     """LEVERPLUS_SHARED; empty counts as unset."""
     return os.environ.get("LEVERPLUS_SHARED") or None
+
+
+def item_ids(text: str, option: str) -> list[int]:
+    """Of ids with commas between them; none of an empty text."""
+    from leverplus.errors import InvalidInput
+
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as exc:
+        raise InvalidInput(f"{option} {text!r}: write ItemIds with commas, e.g. 4,17") from exc
 
 
 def one_query(query_id: int | None, question_id: str | None, dataset: Dataset) -> int:

@@ -65,6 +65,8 @@ def up(
     )
     try:
         with stop_on_signals(), Stack.start(config, report=_say) as stack:
+            if exports := config.exports():
+                print("for commands in another shell:", *exports, sep="\n  ")
             print(f"data in {config.data}; logs in {config.data / 'logs'}; ^C stops everything", flush=True)
             stack.keep_running(_say)
     except StoppedBySignal as stopped:

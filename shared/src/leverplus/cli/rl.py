@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from leverplus.cli.options import DEFAULT_DATA, TRAINER, Data, Json, TrainerUrl, Wait, open_dataset, service_key
+from leverplus.cli.options import (
+    DEFAULT_DATA,
+    TRAINER,
+    Data,
+    Json,
+    TrainerUrl,
+    Wait,
+    open_dataset,
+    require_folder,
+    service_key,
+)
 
 if TYPE_CHECKING:
     from leverplus.fingerprint import Fingerprint
@@ -46,7 +56,7 @@ def inspect_command(
     from leverplus.rl_data import inspect
 
     if plot is not None:
-        _require_folder(plot)
+        require_folder(plot)
     report = inspect(source, RewardConfig(mode=cast(Any, reward), alpha=alpha, beta=beta))
     if plot is not None:
         from leverplus.rl_data.plot import plot_report
@@ -84,7 +94,7 @@ def convert(
 
     from leverplus.rl_data import Dropped, stream, stream_dropping_invalid
 
-    _require_folder(target)
+    require_folder(target)
     sign = _sign(info_score)
     opened = open_dataset(data, dataset) if dataset is not None else None
     if drop_invalid:
@@ -120,7 +130,7 @@ def filter_command(
     from leverplus.errors import InvalidInput
     from leverplus.rl_data import Dropped, Filter, filter_records, stream
 
-    _require_folder(target)
+    require_folder(target)
     bounds = None if balanced is None else _bounds(balanced)
     conditions = Filter(eval_mode, gen_method, shots, no_fallback, has_positive, bounds, down_sample, seed, drop_flat)
     found, dropped = stream(source), Dropped()
@@ -140,7 +150,7 @@ def merge(
     """Put files together. Refused across fingerprints, pools of one query that differ, or scores that contradict each other."""
     from leverplus.rl_data import Dropped, merge_files
 
-    _require_folder(target)
+    require_folder(target)
     merged = merge_files(sources)
     _write(target, merged.records, merged.fingerprint, merged.meta, Dropped(), as_json=as_json)
 
@@ -225,13 +235,6 @@ def upload(
         print_json(uploaded)
     else:
         show_made(uploaded)
-
-
-def _require_folder(target: Path) -> None:
-    from leverplus.errors import NotFound
-
-    if not target.parent.is_dir():
-        raise NotFound(what="folder", name=str(target.parent), hint="make it first, or name another file to write")
 
 
 def _logging(draws: int | None, epsilon: float | None, temperatures: list[float] | None) -> dict[str, Any] | None:

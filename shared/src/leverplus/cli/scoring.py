@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from leverplus.cli.options import SCORER, Json, ScorerUrl, service_key
+from leverplus.cli.options import SCORER, Json, ScorerUrl, item_ids, service_key
 from leverplus.cli.services import validated
 
 if TYPE_CHECKING:
@@ -82,18 +82,9 @@ def score(
 def _one_request(dataset: str, query_ids: Sequence[int], pointers: Sequence[str], options: Any) -> ScoreRequest:
     from leverplus.scoring import ScoreRequest
 
-    listed = [_pointer(text) for text in pointers]
+    listed = [item_ids(text, "--pointer") for text in pointers]
     queries = [{"query_id": query_id, "pointers": listed} for query_id in query_ids]
     return validated(ScoreRequest, {"dataset": dataset, "queries": queries, "options": options})
-
-
-def _pointer(text: str) -> list[int]:
-    from leverplus.errors import InvalidInput
-
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as exc:
-        raise InvalidInput(f"--pointer {text!r}: write ItemIds with commas, e.g. 4,17") from exc
 
 
 def _show(response: ScoreResponse, dataset: str, *, gt_prob: bool, info_score: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from leverplus.cli.jobs import finish_job, show_made
-from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait, service_key
+from leverplus.cli.options import SELECTOR, TRAINER, Json, SelectorUrl, TrainerUrl, Wait, item_ids, service_key
 
 
 def register(app: typer.Typer) -> None:
@@ -82,6 +82,12 @@ def select(
     shots: Annotated[int | None, typer.Option(min=0, max=4)] = None,
     policy: Annotated[str | None, typer.Option(help="v3, random, similar_image, …")] = None,
     beam: Annotated[int | None, typer.Option(min=1)] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="ItemIds that are not to be chosen, with commas, e.g. 4,17; may be repeated.")
+    ] = None,
+    prefilter: Annotated[
+        str | None, typer.Option(help="An index of the checkpoint (`leverplus index`): only what it hands on is ranked.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option()] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint instead of an alias.")] = None,
     alias: Annotated[str | None, typer.Option(help="Default: production.")] = None,
@@ -95,7 +101,8 @@ def select(
     if (query_id is None) == (question_id is None):
         raise InvalidInput("name the query by --query-id or by --question-id")
     given: dict[str, Any] = {"query_id": query_id, "question_id": question_id, "shots": shots, "policy": policy, "beam": beam}
-    given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias}
+    given |= {"dataset": dataset, "checkpoint": checkpoint, "alias": alias, "prefilter": prefilter}
+    given |= {"exclude": [item_id for text in exclude or [] for item_id in item_ids(text, "--exclude")] or None}
     with SelectorClient(selector_url, key=service_key()) as client:
         print_json(client.select(**{name: value for name, value in given.items() if value is not None}))
 

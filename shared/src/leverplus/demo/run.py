@@ -53,7 +53,9 @@ def run_demo(config: DemoConfig) -> None:
         _show(config, stack, outcome)
         print(f"\nDone in {time.monotonic() - begun:.0f} s.", flush=True)
         if config.keep:
-            print(f"The services stay up until ^C: selector {stack.selector_url}", flush=True)
+            print(
+                "The services stay up until ^C; for commands in another shell:", *stack_config.exports(), sep="\n  ", flush=True
+            )
             stack.keep_running(_report)
 
 

@@ -42,7 +42,7 @@ class Difference:
 
     `p`: two-sided, of the permutation test over images, given the training seeds. `p_holm`: after Holm, over all comparisons of
     the evaluation. `minimum_effect`: the true difference that so many queries find with probability 0.8 at the 5 % level. None
-    with a single image; the last also where no query differs, which leaves nothing to estimate a variance from.
+    with a single image; the last also where all queries differ alike or none does, which leaves no variance to estimate.
     """
 
     system: str
@@ -138,7 +138,8 @@ def summarise(
             compared.append(Difference(*named, None, None))
         else:
             of_pair = drawn[len(cells) + index]
-            effect = minimum_effect(float(of_pair.std())) if of_pair.any() else None
+            # Rounding alone tells draws apart where all queries differ alike.
+            effect = minimum_effect(float(of_pair.std())) if np.ptp(of_pair) > 1e-12 else None
             compared.append(Difference(*named, *interval(of_pair), p_values[index], corrected[index], effect))
     return Evaluation(tuple(rows), tuple(compared), images=len(images), draws=draws, seed=seed)
 

@@ -72,7 +72,8 @@ def run_gate(
 
     Accuracies are [n] in the order of `image_ids`, by number of shots. A baseline that has no such number of shots stands with
     the one that it has (zero-shot). Holm is over the baselines at one number of shots; every number of shots must pass.
-    InvalidInput for fewer than two images, or where nothing is compared at some number of shots.
+    InvalidInput for fewer than two images, where nothing is compared at some number of shots, or where the images are so few that
+    a gain on each of them is more likely by chance than Holm's strictest level: a bootstrap draws only what was seen.
     """
     images = Clusters.of(image_ids)
     if len(images) < 2:
@@ -83,6 +84,12 @@ def run_gate(
         against = [(name, *_at(found, shots)) for name, found in there.items()]
         if not against:
             raise InvalidInput(f"no baseline was evaluated at {shots} shots: evaluate with some")
+        if 0.5 ** len(images) > ALPHA / len(against):
+            comparisons_made = f"{len(against)} comparison{'s' if len(against) > 1 else ''}"
+            raise InvalidInput(
+                f"{len(images)} images are too few to judge {comparisons_made} at {100 * ALPHA:.1f} %: chance alone gains on all "
+                f"of them once in {2 ** len(images)}; evaluate on more queries"
+            )
         gains = np.stack([accuracies - values for _, _, values in against], axis=1)
         drawn = resampled_means(gains, images, draws, seed)
         p_values = [float(p) for p in (1 + (drawn <= 0).sum(axis=0)) / (1 + draws)]

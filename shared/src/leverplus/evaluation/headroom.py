@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from leverplus.errors import InvalidInput
 from leverplus.evaluation.bootstrap import Clusters, Floats
 from leverplus.evaluation.comparison import Cell, Difference, Row, summarise
 from leverplus.evaluation.minimum_effect import queries_needed, standard_errors
@@ -36,7 +37,8 @@ class SplitChoice:
 
 
 def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query_id: int, seed: int = 0) -> SplitChoice | None:
-    """Over 16 random cuts, each half judged once by the other. None for fewer than four candidates.
+    """Over 16 random cuts, each half judged once by the other. None for fewer than four candidates, and where no two of them
+    share an item, as at one shot: one half then says nothing of the other, whatever the items are worth.
 
     An item's worth: the sum of what the candidates showing it have above their half's mean, over their number plus one. The
     choice: the largest sum of worths; candidates that are equally good are averaged.
@@ -48,6 +50,8 @@ def split_choice(pointers: Sequence[Sequence[int]], accuracies: Floats, *, query
     shows = np.zeros((len(pointers), len(items)))
     for row, pointer in enumerate(pointers):
         shows[row, [place[item] for item in pointer]] = 1.0
+    if (shows.sum(axis=0) < 2).all():
+        return None
     generator = np.random.default_rng(derive_seed("split candidates", seed, query_id) % 2**64)
     chosen: list[float] = []
     judged_means: list[float] = []
@@ -78,9 +82,10 @@ class Headroom:
 
     `oracle_gain`: ORACLE less the best baseline, lucky hits included: an upper bound. `learnable`: SPLIT less ANY, which is
     free of luck: above 0 it shows that the scores tell good demonstrations from bad ones. None where too few queries have four
-    candidates. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the largest paired
-    variance found here, or that of a gain on no more queries than it takes, where this is larger. `verdict`: "none" where even
-    the oracle gains less than a point, "shown" where `learnable` is above 0, else "not shown".
+    candidates that share items. `queries_needed`: gain over the best baseline -> queries that show it four times in five, by the
+    largest paired variance found here, or that of a gain on no more queries than it takes, where this is larger. `verdict`:
+    "none" where even the oracle of 300 queries or more gains less than a point, "shown" where `learnable` is above 0, else
+    "not shown".
     """
 
     shots: int
@@ -113,8 +118,11 @@ def find_headroom(
     """`baselines`: name -> accuracies [n]; `oracle` [n]: of each query's best candidate; `candidates`: scored for a query, mean.
 
     Queries without a split choice are left out of SPLIT and ANY; where they are more than half, there is no such estimate.
-    Needs two images.
+    InvalidInput for a single image.
     """
+    clusters = Clusters.of(image_ids)
+    if len(clusters) < 2:
+        raise InvalidInput(f"{len(clusters)} image says nothing about others; take more queries")
     cells: dict[Cell, Floats] = {(name, shots): values for name, values in baselines.items()} | {(ORACLE, shots): oracle}
     found = summarise(cells, image_ids, draws=draws, seed=seed, baselines=list(baselines), learned=[ORACLE])
     means = {row.system: row.mean for row in found.rows}
@@ -133,7 +141,6 @@ def find_headroom(
         judged = summarise(parts, images, draws=draws, seed=seed, baselines=[best, ANY], learned=[SPLIT])
         rows += [row for row in judged.rows if row.system in (ANY, SPLIT)]
         split_gain, learnable = (next(row for row in judged.differences if row.baseline == baseline) for baseline in (best, ANY))
-    clusters = Clusters.of(image_ids)
     others = [values - baselines[best] for name, values in baselines.items() if name != best]
     error = float(standard_errors(np.stack([*others, oracle - baselines[best]], axis=1), clusters).max())
     return Headroom(
@@ -147,7 +154,7 @@ def find_headroom(
         learnable=learnable,
         split_gain=split_gain,
         queries_needed={f"{effect:g}": _queries_needed(effect, error, len(image_ids)) for effect in GAINS},
-        verdict=_verdict(gain, learnable),
+        verdict=_verdict(gain, learnable, len(image_ids)),
     )
 
 
@@ -157,7 +164,8 @@ def _queries_needed(effect: float, error: float, queries: int) -> int:
     return queries_needed(effect, max(error, least), queries)
 
 
-def _verdict(gain: Difference, learnable: Difference | None) -> Verdict:
-    if gain.high is not None and gain.high < WORTHWHILE:
+def _verdict(gain: Difference, learnable: Difference | None, queries: int) -> Verdict:
+    # Of n queries without a gain up to 3/n could have one, which no bootstrap of them draws.
+    if gain.high is not None and gain.high < WORTHWHILE and 3 / queries <= WORTHWHILE:
         return "none"
     return "shown" if learnable is not None and learnable.low is not None and learnable.low > 0 else "not shown"

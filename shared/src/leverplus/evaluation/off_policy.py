@@ -23,6 +23,8 @@ from leverplus.errors import InvalidInput
 from leverplus.evaluation.bootstrap import Clusters, Floats, interval, resampled_sums
 
 LEAST_EFFECTIVE_SHARE = 0.05
+LARGEST_MEAN_WEIGHT = 1000.0
+"""Weights are 0 or more and 1 in expectation: by Markov's inequality their mean is above this in one file of 1000 at most."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,19 @@ def estimate(logged: LoggedDraws, image_ids: Sequence[str], *, bootstrap_draws: 
     """The three estimates with 95 % intervals: a bootstrap over images, in which every query counts alike.
 
     `image_ids`: of each of the Q queries. InvalidInput where the effective sample size is below 5 % of the draws: the few draws
-    that count then say little, and their interval too little of that.
+    that count then say little, and their interval too little of that. So for weights whose mean is 1000 or more, or no number:
+    whatever the policy is, propensities that belong to the draws do not give such.
     """
     images = Clusters.of(image_ids)
     queries = len(image_ids)
     total = float(logged.count.sum())
     weights = logged.count * logged.weight
+    mean_weight = float((weights / total).sum())
+    if not mean_weight < LARGEST_MEAN_WEIGHT:
+        raise InvalidInput(
+            f"the mean weight is {mean_weight:.3g}, expected 1: the propensities are not those of these draws; "
+            "log them again with `leverplus rl generate --logging-draws`"
+        )
     squares = float((logged.count * logged.weight**2).sum())
     effective = float(weights.sum()) ** 2 / squares if squares > 0 else 0.0
     share = effective / total

@@ -119,6 +119,14 @@ class StackConfig:
         """Where a service is reached from this machine; one that listens everywhere is asked on the loopback."""
         return f"http://{'127.0.0.1' if self.host in ('0.0.0.0', '') else self.host}:{port}"
 
+    def exports(self) -> list[str]:
+        """Lines for another shell, whose commands then ask this stack; none where they do so by themselves."""
+        usual, own = Ports(), self.ports
+        ports = {"SCORER": (own.scorer, usual.scorer), "TRAINER": (own.trainer, usual.trainer)}
+        ports["SELECTOR"] = own.selector, usual.selector
+        urls = {name: (self.url(port), f"http://127.0.0.1:{asked}") for name, (port, asked) in ports.items()}
+        return [f"export LEVERPLUS_{name}_URL={url}" for name, (url, asked) in urls.items() if url != asked]
+
     def environment(self, redis_url: str) -> dict[str, str]:
         """The variables that the services' settings read."""
         chosen = {

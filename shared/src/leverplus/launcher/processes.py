@@ -11,17 +11,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Never, Self
+from typing import Never, Self
 
 import orjson
 
 from leverplus.client import ServiceClient
 from leverplus.errors import Conflict, DeadlineExceeded, InvalidConfig
-from leverplus.files import remove_left_over, write_json
+from leverplus.files import remove_left_over
 from leverplus.launcher.child import Child
 from leverplus.launcher.config import StackConfig
 from leverplus.launcher.ownership import OwnerLock
-from leverplus.launcher.process_table import group_members, has_variable, start_time, stop_group
+from leverplus.launcher.process_file import process_file, stop_orphans, write_processes
 from leverplus.launcher.restarts import Restarts
 from leverplus.launcher.valkey import EmbeddedValkey, require_broker, stop_orphan
 
@@ -69,6 +69,7 @@ class Stack:
         self.scorer_urls = tuple(map(config.url, config.ports.scorers))
         self.trainer_url = config.url(config.ports.trainer)
         self.selector_url = config.url(config.ports.selector)
+        self._urls = {program.name: config.url(program.port) for program in _programs(config) if program.port is not None}
         self._broker: EmbeddedValkey | None = None
         self._children: dict[str, Child] = {}
         self._restarts = Restarts()
@@ -111,7 +112,7 @@ class Stack:
                 tell(f"broker: embedded Valkey on port {broker.port}")
                 stack = cls(config, broker.url)
                 stack._broker = broker
-            end.callback(_process_file(config.data).unlink, missing_ok=True)
+            end.callback(process_file(config.data).unlink, missing_ok=True)
             for program in _programs(config):
                 stack._start(program)
                 end.callback(stack._stop, program.name)
@@ -179,10 +180,7 @@ class Stack:
             death_signal=signal.SIGKILL,
         )
         self._children[program.name] = child
-        write_json(
-            _process_file(self.config.data),
-            [{"name": each.name, "pid": each.pid, "started": each.started} for each in self._children.values()],
-        )
+        write_processes(self.config.data, self._children.values(), self._urls)
 
     def _wait_until_ready(self, tell: Report) -> None:
         deadline = time.monotonic() + self.config.ready_limit_s
@@ -209,33 +207,6 @@ class Stack:
 
 def _told(code: int) -> str:
     return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-
-
-def stop_orphans(data: Path) -> list[str]:
-    """Stops the services that a killed launcher left in `data`; their names. The caller holds the folder's lock.
-
-    A pid may have been given to another program since: a group is stopped only if its leader started when the file
-    says, or, the leader being gone, member by member where the environment names this data folder.
-    """
-    path = _process_file(data)
-    if not path.is_file():
-        return []
-    try:
-        listed: list[dict[str, Any]] = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as exc:
-        raise InvalidConfig(
-            field=str(path), reason="not readable; stop the services of this folder by hand and delete it"
-        ) from exc
-    mark = f"LEVERPLUS_DATA={data.resolve()}"
-    stopped: list[str] = []
-    for entry in reversed(listed):
-        group, now = int(entry["pid"]), start_time(int(entry["pid"]))
-        ours = now == entry["started"] if now is not None else any(has_variable(pid, mark) for pid in group_members(group))
-        if ours and group_members(group):
-            stop_group(group, limit_s=5.0)
-            stopped.append(str(entry["name"]))
-    path.unlink()
-    return stopped
 
 
 def _probe(config: StackConfig, port: int, path: str, said: str | None) -> tuple[int | None, str | None]:
@@ -276,7 +247,3 @@ def require_model(vlm: Path) -> None:
 
 def _log(config: StackConfig, name: str) -> Path:
     return config.data / "logs" / f"{name}.log"
-
-
-def _process_file(data: Path) -> Path:
-    return data / "processes.json"

@@ -31,6 +31,7 @@ from leverplus.origin import REQUEST_ID, asked_by, origin
 from leverplus.tracing import NO_SPAN, Span, is_tracing, span
 from leverplus.web.access import Access, AccessSettings, describe_access
 from leverplus.web.body_limit import BodyLimit
+from leverplus.web.connection import Connection
 from leverplus.web.problems import PROBLEM_RESPONSES, install_problem_handlers, internal_error, problem, problem_response
 
 requests_log = logging.getLogger("leverplus.requests")
@@ -43,7 +44,7 @@ _NO_TELEMETRY: TelemetryConfig = {"tracing": False, "metrics": False, "logs": Fa
 _COUNTERS_KEPT = 1_000
 _DAWDLING_S = 2.0
 """How long a client whose connection is full has to take something once the server stops."""
-_KEEP_ALIVE_S = 30
+_IDLE_S = 30
 """Longer than clients keep an idle connection (httpx: 5 s): who closes it must not be the one that a request is on its way to."""
 _NOT_STARTED = 3
 """Exit code where the server could not be started: uvicorn's own."""
@@ -111,8 +112,11 @@ def create_service(
     return app
 
 
-def serve(app: FastAPI, *, host: str, port: int) -> None:
-    """Runs the application until SIGTERM or SIGINT; open requests get 10 s to end."""
+def serve(app: FastAPI, *, host: str, port: int, idle_s: int = _IDLE_S) -> None:
+    """Runs the application until SIGTERM or SIGINT; open requests get 10 s to end.
+
+    A connection is closed on which nothing was asked for `idle_s`: nothing at all, nothing more, or not even whole headers.
+    """
     config = uvicorn.Config(
         app,
         host=host,
@@ -120,7 +124,9 @@ def serve(app: FastAPI, *, host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=idle_s,
+        http=Connection,
+        ws="none",
     )
     server = _Server(config, app)
     with suppress(KeyboardInterrupt):

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from leverplus.errors import shorten
 from leverplus.web.problems import problem_response
 
 _WITH_BODY = ("POST", "PUT", "PATCH", "DELETE")
@@ -23,7 +24,8 @@ Problem = dict[str, Any]
 
 class BodyLimit:
     """Answers 413 to a body of more than `limit` bytes, announced or not; at most `limit` bytes are held of one, and _TOGETHER
-    times as many of all (503). A client that is silent for _SILENT_S in the middle of its body is answered 408.
+    times as many of all (503). A client that is silent for _SILENT_S in the middle of its body is answered 408. A body that is
+    compressed is not read (415): nobody here would know how large it is.
 
     `exempt`: "METHOD /path" of the routes that read their body as a stream under a limit of their own.
     """
@@ -35,14 +37,21 @@ class BodyLimit:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] not in _WITH_BODY or f"{scope['method']} {scope['path']}" in self._exempt:
+        if scope["type"] != "http" or scope["method"] not in _WITH_BODY:
             await self._app(scope, receive, send)
             return
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        encoding = _header(scope, b"content-encoding", b"identity")
+        is_plain = encoding.strip().lower() == b"identity"
+        if is_plain and f"{scope['method']} {scope['path']}" in self._exempt:
+            await self._app(scope, receive, send)
+            return
+        announced = _header(scope, b"content-length", b"0")
         messages: list[Message] = []
         try:
-            if announced.isdigit() and int(announced[:20]) > self._limit:
-                problem: Problem | None = self._too_large()
+            if not is_plain:
+                problem: Problem | None = _encoded(encoding)
+            elif announced.isdigit() and int(announced[:20]) > self._limit:
+                problem = self._too_large()
             else:
                 problem = await self._read(receive, messages)
             if problem is None:
@@ -54,6 +63,8 @@ class BodyLimit:
         headers = {"Connection": "close"}
         if problem["status"] == 503:
             headers["Retry-After"] = str(_RETRY_AFTER_S)
+        if problem["status"] == 415:
+            headers["Accept-Encoding"] = "identity"
         await problem_response(problem, headers)(scope, receive, send)
 
     async def _read(self, receive: Receive, messages: list[Message]) -> Problem | None:
@@ -87,6 +98,16 @@ class BodyLimit:
             "detail": f"the body has more than {self._limit} bytes; send fewer at a time",
             "context": {"limit_bytes": self._limit},
         }
+
+
+def _encoded(encoding: bytes) -> Problem:
+    named = shorten(encoding.decode("latin-1"))
+    detail = f"Content-Encoding is {named!r}, and compressed bodies are not read; send the body as it is, without that header"
+    return {"type": "UnsupportedMediaType", "title": "Unsupported media type", "status": 415, "detail": detail, "context": {}}
+
+
+def _header(scope: Scope, name: bytes, absent: bytes) -> bytes:
+    return next((value for each, value in scope["headers"] if each == name), absent)
 
 
 def _size(messages: Sequence[Message]) -> int:

@@ -68,7 +68,7 @@ def estimate_selector(context: JobContext) -> dict[str, Any]:
         images = [dataset.item(one.query_id).image_id for one in found]
         rows.append(_judged(found, images, shots, request))
     if all(row["estimates"] is None for row in rows):
-        raise InvalidInput(rows[0]["reason"] if rows else f"RL data {request.rl_data} hold no draw that has a score")
+        raise InvalidInput(rows[0]["reason"] if rows else f"RL data {request.rl_data} hold no draw that has a propensity")
     result: dict[str, Any] = {
         "rl_data": request.rl_data,
         "checkpoint": request.checkpoint,

@@ -179,6 +179,12 @@ _VERDICTS = {
 }
 
 
+_UNKNOWN = (
+    "Not known: the best scored pointers are {oracle:+.1f} points above {best}, and too few queries have four candidates that "
+    "share demonstrations to tell whether it is luck. At one shot none do: score pointers of two."
+)
+
+
 def _markdown(result: Mapping[str, Any], found: Sequence[Headroom]) -> str:
     lines = [
         f"Headroom on {result['dataset']}, {result['queries']} queries of {result['rl_data']}: accuracy in percent with 95 % "
@@ -190,12 +196,14 @@ def _markdown(result: Mapping[str, Any], found: Sequence[Headroom]) -> str:
         lines += ["", f"**{shots_title(one.shots)}**, {one.candidates:.1f} scored candidates a query", ""]
         lines += ["| demonstrations | accuracy |", "| --- | ---: |"]
         lines += [f"| {row.system} | {percent(row.mean, row.low, row.high)} |" for row in one.rows]
+        learnable = one.learnable
         values = {
             "best": one.best_baseline,
             "oracle": 100 * one.oracle_gain.difference,
-            "learnable": 100 * (one.learnable.difference if one.learnable else 0.0),
+            "learnable": 100 * (learnable.difference if learnable else 0.0),
         }
-        lines += ["", _VERDICTS[one.verdict].format(**values)]
+        verdict = _UNKNOWN if one.verdict == "not shown" and learnable is None else _VERDICTS[one.verdict]
+        lines += ["", verdict.format(**values)]
         if one.split_gain is not None:
             gain = one.split_gain
             shown = percent(gain.difference, gain.low, gain.high, sign="+")

@@ -189,17 +189,19 @@ def start_estimate(body: EstimateRequest, response: Response, state: State, key:
     return _accept(state, response, ESTIMATE, body, key, checkpoints=[body.checkpoint])
 
 
-@router.get("/jobs")
+@router.get("/jobs", response_model=JobList)
 def list_jobs(
     state: State,
     kind: str | None = None,
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = None,
     parent: Annotated[str | None, Query(description="only the children of this job")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> JobList:
+) -> Response:
     """Newest first; a sweep stands before its children. The shards of a generation are listed by its id, or by their kind."""
     hidden = GENERATE_SHARD if kind is None and parent is None else None
-    return JobList(jobs=state.jobs.list(kind=kind, without_kind=hidden, status=status, parent=parent, limit=limit))
+    jobs = JobList(jobs=state.jobs.list(kind=kind, without_kind=hidden, status=status, parent=parent, limit=limit))
+    # Written here: FastAPI would keep the jobs of every open request until a second thread is free to check them.
+    return Response(jobs.model_dump_json(), media_type="application/json")
 
 
 @router.get("/jobs/{job_id}")
