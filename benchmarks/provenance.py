@@ -26,10 +26,16 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checked-out commit, with -dirty where files but results differ from it; None outside a repository."""
-    head = _git("rev-parse", "HEAD")
+    """The checked-out commit, with -dirty where files but results differ from it; of an archive that git made, the one that it was
+    made of; None elsewhere."""
+    head = _git("rev-parse", "HEAD") or _archived()
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return f"{head}-dirty" if head and changed else head
+
+
+def _archived() -> str | None:
+    found = (ROOT / "benchmarks" / "COMMIT").read_text().strip()
+    return None if found.startswith("$") else found
 
 
 def _git(*arguments: str) -> str | None:
