@@ -26,8 +26,8 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checked-out commit, with -dirty where files but results differ from it; of an archive that git made, the one that it was
-    made of; None elsewhere."""
+    """The checked-out commit, with -dirty where files but results differ from it; in an archive of git's its commit; None
+    elsewhere."""
     head = _git("rev-parse", "HEAD") or _archived()
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return f"{head}-dirty" if head and changed else head
