@@ -21,6 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
     parser.add_argument("--table", default="main")
+    parser.add_argument("--queries", type=int, help="of a table that has runs of several numbers of train queries")
     parser.add_argument("--system", default="v5, answers, RCE", help="which every other is compared with")
     arguments = parser.parse_args()
     result: dict[str, Any] = orjson.loads(arguments.result.read_bytes())
@@ -28,8 +29,11 @@ def main() -> None:
     low, high = references["random"].mean(), references["oracle"].mean()
     systems: dict[str, list[dict[str, Any]]] = {}
     for run in result["runs"]:
-        if run["table"] == arguments.table:
+        if run["table"] == arguments.table and arguments.queries in (None, run["queries"]):
             systems.setdefault(run["system"], []).append(run)
+    if arguments.system not in systems:
+        there = sorted({(run["table"], run["queries"], run["system"]) for run in result["runs"]})
+        parser.error("\n".join([f"no {arguments.system!r} in table {arguments.table!r} there; there are:", *map(str, there)]))
     last = {name: [run["rows"][-1] for run in runs] for name, runs in systems.items()}
     accuracies = {(name, 2): np.stack([unpacked(row["accuracies"]["2"]) for row in rows]) for name, rows in last.items()}
     accuracies |= {(name, 2): values for name, values in references.items() if name != "oracle"}
