@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from leverplus.data_root import DataRoot
 from leverplus.embeddings import Embeddings
-from leverplus.errors import InvalidInput, NotFound
+from leverplus.errors import InvalidConfig, InvalidInput, NotFound
 from pointer_trainer.app import create_app
 from pointer_trainer.jobs.evaluate import evaluate
 from pointer_trainer.openings import list_openings, opened_note, read_openings
@@ -174,3 +174,17 @@ def test_checkpoints_are_listed_with_the_openings(run: Any, data_with_test: Data
     with TestClient(create_app(settings.model_copy(update={"data": data.path}))) as api:
         listed = api.get("/checkpoints").json()["test_openings"]
     assert [(one["by"], one["checkpoints"]) for one in listed["toy"]] == [("me", ["ckpt-1"])]
+
+
+def test_a_record_of_openings_that_holds_something_else_is_refused_and_a_line_cut_short_is_not(data_with_test: DataRoot) -> None:
+    from pointer_trainer.openings import read_openings, record_opening
+
+    data = data_with_test
+    asked = {"job_id": "job-1", "by": "me", "split": "test", "queries": 4, "checkpoints": ["ckpt-1"]}
+    record_opening(data, "toy", **asked, dataset_sha256="0")
+    whole = data.openings("toy").read_bytes()
+    data.openings("toy").write_bytes(whole + b'\n{"job_id": "jo')
+    assert [opening.job_id for opening in read_openings(data, "toy")] == ["job-1"]
+    data.openings("toy").write_bytes(whole + b'\n{"job_id": "job-2"}')
+    with pytest.raises(InvalidConfig, match=r"toy\.ndjson, line 2.*at: Field required.*restore the file"):
+        read_openings(data, "toy")

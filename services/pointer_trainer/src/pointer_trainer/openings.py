@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from leverplus.data_root import DataRoot
 from leverplus.deployments import deletions_locked_out
-from leverplus.errors import Conflict, Unavailable
+from leverplus.errors import Conflict, InvalidConfig, Unavailable
 
 
 class Opening(BaseModel):
@@ -41,7 +40,7 @@ def is_test(split: str) -> bool:
 
 
 def read_openings(root: DataRoot, dataset: str) -> list[Opening]:
-    """All of a dataset, oldest first, whichever host recorded them."""
+    """All of a dataset, oldest first, whichever host recorded them. InvalidConfig for a line that is JSON and no opening."""
     path = root.openings(dataset)
     root.newest(path)
     return _read(path)
@@ -108,7 +107,15 @@ def opened_note(openings: Sequence[Opening]) -> str:
 
 def _read(path: Path) -> list[Opening]:
     found: list[Opening] = []
-    for line in path.read_bytes().splitlines() if path.is_file() else ():
-        with suppress(orjson.JSONDecodeError):  # cut short by a kill, before anything was scored
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), start=1):
+        try:
             found.append(Opening.model_validate(orjson.loads(line)))
+        except orjson.JSONDecodeError:
+            continue  # cut short by a kill, before anything was scored
+        except ValidationError as exc:
+            fault = exc.errors()[0]
+            reason = (
+                f"no opening: {'.'.join(map(str, fault['loc']))}: {fault['msg']}; restore the file, for what it records counts"
+            )
+            raise InvalidConfig(field=f"{path}, line {number}", reason=reason) from exc
     return found
