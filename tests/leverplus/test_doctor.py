@@ -355,7 +355,7 @@ def test_a_deployment_whose_checkpoints_are_gone_or_broken(root: DataRoot):
     assert state == "WRONG"
     assert "no checkpoint 'ckpt-b'" in told
     root.deployment("production").write_text("[]")
-    assert "promote again" in states(root)["deployment production"][1]
+    assert "promote a checkpoint with an override" in states(root)["deployment production"][1]
 
 
 def test_room_and_rights(root: DataRoot, monkeypatch: pytest.MonkeyPatch):

@@ -21,7 +21,7 @@ import pytest
 from fastapi import FastAPI
 
 from leverplus import errors
-from leverplus.client import ScorerClient
+from leverplus.client import ONCE, ScorerClient
 from leverplus.dataset import Dataset
 from leverplus.fingerprint import digest
 from leverplus.ids import ItemId
@@ -248,8 +248,11 @@ def test_a_queue_without_room_is_429_for_a_stream_before_it_is_for_others(settin
         until(lambda: queue(client)["in_progress"] == 1)
         waiting = threads.submit(client.score, request((0, pointers(0, 5))))
         until(lambda: queue(client)["waiting"] == 5)
-        with pytest.raises(errors.QueueFull, match="holds 5 of 6 places") as refused:
-            client.score_stream(request((1, pointers(1))))
+        with (
+            ScorerClient(client.base_url, retry=ONCE) as once,
+            pytest.raises(errors.QueueFull, match="holds 5 of 6 places") as refused,
+        ):
+            once.score_stream(request((1, pointers(1))))
         assert int(refused.value.context["retry_after_s"]) >= 1
         small = threads.submit(client.score, request((1, [[2]])))
         until(lambda: queue(client)["waiting"] == 6)

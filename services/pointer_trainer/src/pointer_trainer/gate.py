@@ -8,7 +8,7 @@ from typing import Any
 from leverplus.checkpoints import CheckpointInfo
 from leverplus.data_root import DataRoot
 from leverplus.deployments import read_deployment
-from leverplus.errors import Conflict
+from leverplus.errors import Conflict, InvalidInput
 from leverplus.evaluation.gate import Gate, run_gate
 from leverplus.store import Job, JobStore
 from pointer_trainer.jobs import EVALUATE
@@ -43,7 +43,11 @@ def judge(root: DataRoot, jobs: JobStore, info: CheckpointInfo, *, alias: str, e
     incumbent = _incumbent(root, alias, name)
     root.newest(root.run(job.id))
     rows = read_per_query(root.run(job.id), result["per_query_sha256"])
-    gate = run_gate(*_compared(rows, result, info, incumbent, job), rows.image_ids)
+    compared = _compared(rows, result, info, incumbent, job)
+    try:
+        gate = run_gate(*compared, rows.image_ids)
+    except InvalidInput as exc:
+        raise GateRefused(f"evaluation {job.id} cannot speak for {name}: {exc}", gate=None) from exc
     found = {
         **gate.to_json(),
         "evaluation": job.id,
