@@ -35,6 +35,7 @@ from scale_cluster import BATCH, DATASET, LIMIT_S, PREPARED, Cluster, Connection
 from trainer_processes import wait_until
 
 from leverplus.files import folder_bytes, write_json
+from leverplus.launcher.signals import stop_on_signals
 from leverplus.store import Job
 
 SHARDS = 12
@@ -172,7 +173,7 @@ def main() -> None:
     before, draw = machine(), random.Random(arguments.seed)
     prepared()
     # The server runs as another user where it is started by root, who has no access to the usual folders of tests.
-    with tempfile.TemporaryDirectory(prefix="leverplus-scale-") as name:
+    with stop_on_signals(), tempfile.TemporaryDirectory(prefix="leverplus-scale-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         server = get_server(folder / "postgresql", cleanup_mode="stop")
